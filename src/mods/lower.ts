@@ -1,0 +1,45 @@
+/** The one walker that turns an expression into a target's code: WASM, WGSL, PTX, or a JavaScript number. */
+import type { TensorLike } from '../core/tensor.ts';
+import { childrenOf, type Expr, type IndexName, nodesOf } from './expr.ts';
+import type { ExprType, OpName } from './ops.ts';
+
+/** What a target supplies; a missing op is a compile error. V is the target's handle on an emitted value. */
+export interface Target<V> {
+  readonly ops: { readonly [K in OpName]: (...args: V[]) => V };
+  constant(type: ExprType, value: number): V;
+  score(): V;
+  index(name: IndexName): V;
+  load(tensor: TensorLike, type: ExprType, indices: readonly V[]): V;
+}
+
+/** Emits each node once, arguments first. */
+export function lower<V>(root: Expr, target: Target<V>): V {
+  const values = new Map<Expr, V>();
+  for (const e of nodesOf(root))
+    values.set(
+      e,
+      emit(
+        e,
+        childrenOf(e).map((c) => values.get(c) as V),
+        target,
+      ),
+    );
+  return values.get(root) as V;
+}
+
+function emit<V>(e: Expr, children: readonly V[], target: Target<V>): V {
+  switch (e.kind) {
+    case 'const':
+      return target.constant(e.type, e.value);
+    case 'score':
+      return target.score();
+    case 'index':
+      return target.index(e.name);
+    case 'load':
+      return target.load(e.tensor, e.type, children);
+    case 'op':
+      return target.ops[e.op](...children);
+    default:
+      throw e satisfies never;
+  }
+}
