@@ -13,9 +13,12 @@ export interface Target<V> {
 }
 
 /** Emits each node once, arguments first. */
-export function lower<V>(root: Expr, target: Target<V>): V {
+export const lower = <V>(root: Expr, target: Target<V>): V => lowerAll([root], target)[0];
+
+/** Emits several expressions that may share nodes, in order; a node they share is emitted once. */
+export function lowerAll<V>(roots: readonly Expr[], target: Target<V>): V[] {
   const values = new Map<Expr, V>();
-  for (const e of nodesOf(root))
+  for (const e of nodesOf(...roots))
     values.set(
       e,
       emit(
@@ -24,7 +27,7 @@ export function lower<V>(root: Expr, target: Target<V>): V {
         target,
       ),
     );
-  return values.get(root) as V;
+  return roots.map((root) => values.get(root) as V);
 }
 
 function emit<V>(e: Expr, children: readonly V[], target: Target<V>): V {

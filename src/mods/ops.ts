@@ -6,7 +6,10 @@
  */
 export type ExprType = 'f32' | 'i32' | 'bool';
 
-/** A closed interval that holds every value an expression takes over a tile. */
+/**
+ * A closed interval that holds every value an expression takes over a tile. Ends of NaN say that nothing is known, not
+ * even that the value is a number; comparisons with such an interval are undecided by themselves.
+ */
 export interface Interval {
   readonly lo: number;
   readonly hi: number;
@@ -39,18 +42,32 @@ export interface Op {
   readonly derivative: (<E>(c: Calculus<E>, args: readonly E[], out: E) => readonly (E | null)[]) | null;
 }
 
-const EVERYTHING: Interval = { lo: Number.NEGATIVE_INFINITY, hi: Number.POSITIVE_INFINITY };
+const UNKNOWN: Interval = { lo: Number.NaN, hi: Number.NaN };
 const UNDECIDED: Interval = { lo: 0, hi: 1 };
 const I32_ALL: Interval = { lo: -(2 ** 31), hi: 2 ** 31 - 1 };
 
 const at = (value: number): Interval => ({ lo: value, hi: value });
 const isPoint = (a: Interval): boolean => a.lo === a.hi;
 
-/** Interval from candidate extremes; NaN anywhere means nothing is known. */
+/** What is known of a value when only its type is. */
+export const unknownOf = (type: ExprType): Interval =>
+  type === 'bool' ? UNDECIDED : type === 'i32' ? I32_ALL : UNKNOWN;
+
+const F32_MAX = (2 - 2 ** -23) * 2 ** 127;
+/** Interval from candidate extremes. Past f32 there are infinities, which make NaN further on, so nothing is known. */
 const hull = (...xs: number[]): Interval =>
-  xs.some(Number.isNaN) ? EVERYTHING : { lo: Math.min(...xs), hi: Math.max(...xs) };
-/** An f32 result is rounded by engines, so its interval is widened by a few units in the last place. */
-const widen = (r: Interval): Interval => ({ lo: r.lo - Math.abs(r.lo) * 1e-6, hi: r.hi + Math.abs(r.hi) * 1e-6 });
+  xs.every((x) => Math.abs(x) <= F32_MAX) ? { lo: Math.min(...xs), hi: Math.max(...xs) } : UNKNOWN;
+/** Rounding to f32 is monotone, so an end that f32 holds exactly stays; others move out by more than a rounding. */
+const isExact = (x: number): boolean => Number.isInteger(x) && Math.abs(x) <= 2 ** 24;
+const rounded = (r: Interval): Interval => ({
+  lo: isExact(r.lo) ? r.lo : r.lo - Math.abs(r.lo) * 1e-6 - 2 ** -126,
+  hi: isExact(r.hi) ? r.hi : r.hi + Math.abs(r.hi) * 1e-6 + 2 ** -126,
+});
+/** Engines only approximate quotients and transcendental functions. */
+const approximated = (r: Interval): Interval => ({
+  lo: r.lo - Math.abs(r.lo) * 1e-4 - 1e-6,
+  hi: r.hi + Math.abs(r.hi) * 1e-4 + 1e-6,
+});
 /** An i32 result that may wrap around is unknown. */
 const wrapped = (r: Interval): Interval =>
   r.lo < I32_ALL.lo || r.hi > I32_ALL.hi || Number.isNaN(r.lo + r.hi) ? I32_ALL : r;
@@ -58,8 +75,15 @@ const wrapped = (r: Interval): Interval =>
 const increasing =
   (f: (x: number) => number): Op['range'] =>
   (a) =>
-    widen(hull(f(a.lo), f(a.hi)));
-const products = (a: Interval, b: Interval): Interval => hull(a.lo * b.lo, a.lo * b.hi, a.hi * b.lo, a.hi * b.hi);
+    approximated(hull(f(a.lo), f(a.hi)));
+const corners = (f: (x: number, y: number) => number, a: Interval, b: Interval): number[] => [
+  f(a.lo, b.lo),
+  f(a.lo, b.hi),
+  f(a.hi, b.lo),
+  f(a.hi, b.hi),
+];
+const times = (x: number, y: number): number => x * y;
+const products = (a: Interval, b: Interval): Interval => hull(...corners(times, a, b));
 
 function f32Unary(evaluate: (x: number) => number, range: Op['range'], derivative: Op['derivative']): Op {
   return { args: ['f32'], result: 'f32', evaluate, range, derivative };
@@ -90,8 +114,10 @@ const pointwise =
   (a, b) =>
     isPoint(a) && isPoint(b) ? at(f(a.lo, b.lo)) : I32_ALL;
 /** Division and remainder round towards minus infinity, so that kv / block is the block of kv on both sides of zero. */
-const floorDiv = (x: number, y: number): number => (y === 0 ? 0 : Math.floor(x / y) | 0);
+const floorQuotient = (x: number, y: number): number => (y === 0 ? 0 : Math.floor(x / y));
+const floorDiv = (x: number, y: number): number => floorQuotient(x, y) | 0;
 const floorMod = (x: number, y: number): number => (y === 0 ? 0 : (x - Math.floor(x / y) * y) | 0);
+const saturate = (x: number): number => Math.min(Math.max(x, I32_ALL.lo), I32_ALL.hi);
 /** Half to even, as IEEE rounding instructions do. */
 const roundEven = (x: number): number => {
   const f = Math.floor(x);
@@ -103,22 +129,22 @@ const RECORDS = {
   // f32
   add: f32Binary(
     (x, y) => x + y,
-    (a, b) => widen(hull(a.lo + b.lo, a.hi + b.hi)),
+    (a, b) => rounded(hull(a.lo + b.lo, a.hi + b.hi)),
     (c) => [c.constant(1), c.constant(1)],
   ),
   sub: f32Binary(
     (x, y) => x - y,
-    (a, b) => widen(hull(a.lo - b.hi, a.hi - b.lo)),
+    (a, b) => rounded(hull(a.lo - b.hi, a.hi - b.lo)),
     (c) => [c.constant(1), c.constant(-1)],
   ),
   mul: f32Binary(
     (x, y) => x * y,
-    (a, b) => widen(products(a, b)),
+    (a, b) => rounded(products(a, b)),
     (_, [x, y]) => [y, x],
   ),
   div: f32Binary(
     (x, y) => x / y,
-    (a, b) => (b.lo <= 0 && b.hi >= 0 ? EVERYTHING : widen(products(a, { lo: 1 / b.hi, hi: 1 / b.lo }))),
+    (a, b) => (b.lo > 0 || b.hi < 0 ? approximated(products(a, { lo: 1 / b.hi, hi: 1 / b.lo })) : UNKNOWN),
     (c, [, y], out) => [c.div(c.constant(1), y), c.neg(c.div(out, y))],
   ),
   min: f32Binary(Math.min, minOf, (c, [x, y]) => [
@@ -138,13 +164,13 @@ const RECORDS = {
   exp: f32Unary(Math.exp, increasing(Math.exp), (_c, _a, out) => [out]),
   log: f32Unary(
     Math.log,
-    (a) => (a.lo <= 0 ? EVERYTHING : widen(hull(Math.log(a.lo), Math.log(a.hi)))),
+    (a) => (a.lo > 0 ? approximated(hull(Math.log(a.lo), Math.log(a.hi))) : UNKNOWN),
     (c, [x]) => [c.div(c.constant(1), x)],
   ),
   tanh: f32Unary(Math.tanh, increasing(Math.tanh), (c, _a, out) => [c.sub(c.constant(1), c.mul(out, out))]),
   sqrt: f32Unary(
     Math.sqrt,
-    (a) => (a.lo < 0 ? EVERYTHING : widen(hull(Math.sqrt(a.lo), Math.sqrt(a.hi)))),
+    (a) => (a.lo >= 0 ? approximated(hull(Math.sqrt(a.lo), Math.sqrt(a.hi))) : UNKNOWN),
     (c, _a, out) => [c.div(c.constant(0.5), out)],
   ),
   floor: f32Unary(Math.floor, (a) => hull(Math.floor(a.lo), Math.floor(a.hi)), null),
@@ -176,11 +202,7 @@ const RECORDS = {
     (a, b) => ({ lo: a.lo - b.hi, hi: a.hi - b.lo }),
   ),
   imul: i32Binary(Math.imul, products),
-  idiv: i32Binary(floorDiv, (a, b) =>
-    b.lo <= 0 && b.hi >= 0
-      ? I32_ALL
-      : hull(floorDiv(a.lo, b.lo), floorDiv(a.lo, b.hi), floorDiv(a.hi, b.lo), floorDiv(a.hi, b.hi)),
-  ),
+  idiv: i32Binary(floorDiv, (a, b) => (b.lo > 0 || b.hi < 0 ? hull(...corners(floorQuotient, a, b)) : I32_ALL)),
   imod: i32Binary(floorMod, (a, b) =>
     !isPoint(b) || b.lo <= 0
       ? I32_ALL
@@ -192,7 +214,13 @@ const RECORDS = {
   imax: i32Binary(Math.max, maxOf),
   iand: i32Binary(
     (x, y) => x & y,
-    pointwise((x, y) => x & y),
+    // Bits of a number that is not negative cap the result.
+    (a, b) =>
+      isPoint(a) && isPoint(b)
+        ? at(a.lo & b.lo)
+        : a.lo >= 0 || b.lo >= 0
+          ? { lo: 0, hi: Math.min(a.lo >= 0 ? a.hi : I32_ALL.hi, b.lo >= 0 ? b.hi : I32_ALL.hi) }
+          : I32_ALL,
   ),
   ior: i32Binary(
     (x, y) => x | y,
@@ -226,16 +254,13 @@ const RECORDS = {
     derivative: null,
   },
   // conversions
-  toF32: { args: ['i32'], result: 'f32', evaluate: (x) => x, range: widen, derivative: () => [null] },
+  toF32: { args: ['i32'], result: 'f32', evaluate: (x) => x, range: rounded, derivative: () => [null] },
   /** Truncates towards zero; values outside i32 saturate, NaN gives 0. */
   toI32: {
     args: ['f32'],
     result: 'i32',
-    evaluate: (x) => (Number.isNaN(x) ? 0 : Math.trunc(Math.min(Math.max(x, I32_ALL.lo), I32_ALL.hi))),
-    range: (a) => ({
-      lo: Math.max(Math.trunc(a.lo), I32_ALL.lo),
-      hi: Math.min(Math.trunc(a.hi), I32_ALL.hi),
-    }),
+    evaluate: (x) => (Number.isNaN(x) ? 0 : Math.trunc(saturate(x))),
+    range: (a) => (a.lo <= a.hi ? { lo: saturate(Math.trunc(a.lo)), hi: saturate(Math.trunc(a.hi)) } : I32_ALL),
     derivative: null,
   },
   // comparisons and logic
