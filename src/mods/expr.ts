@@ -24,6 +24,8 @@ export type Expr<T extends ExprType = ExprType> =
       readonly tensor: TensorLike;
       /** One index per axis of the tensor. */
       readonly indices: readonly Expr<'i32'>[];
+      /** The tensor broadcasts: an axis read by a bare index must be as long as that index ranges, not longer. */
+      readonly exact?: true;
     };
 
 export type F32 = Expr<'f32'>;

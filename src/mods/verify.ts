@@ -16,6 +16,11 @@ export function verifyLoads(expr: Expr, domain: Domain): void {
   compileInterval(expr, new Map(), (load, box) => {
     load.tensor.shape.forEach((size, axis) => {
       const { lo, hi } = box[axis];
+      if (load.exact && load.indices[axis].kind === 'index' && size !== hi + 1)
+        throw new ExpressionError(
+          `load: expected ${hi + 1} or 1 along axis ${axis} of a tensor that broadcasts, got ` +
+            `${load.tensor.dtype}[${load.tensor.shape.join(', ')}]`,
+        );
       if (lo >= 0 && hi < size) return;
       throw new ExpressionError(
         `load: expected an index in 0 .. ${size - 1} for axis ${axis} of ${load.tensor.dtype}[${load.tensor.shape.join(', ')}], ` +

@@ -26,4 +26,4 @@ export const planId = (engine: string, pass: string, problem: Problem): string =
   `${engine}:${pass}:${problemId(problem)}`;
 
 /** Ids become file names and cells of tables. */
-const clean = (label: string): string => label.replace(/[^\w.()|!+-]+/g, '-');
+const clean = (label: string): string => label.replace(/[^\w.,()|!+-]+/g, '-');
