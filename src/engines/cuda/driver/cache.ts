@@ -1,0 +1,62 @@
+/**
+ * Compiled programs on disk, found by the hash of what they were compiled from. A file appears whole or not at all: it is
+ * written under a name of its own and renamed, so processes may race.
+ */
+import { createHash } from 'node:crypto';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+
+/** Where compiled programs are kept: TILEWISE_CACHE, else the user's cache folder. */
+export function cacheFolder(): string {
+  const own = process.env.TILEWISE_CACHE;
+  if (own !== undefined && own !== '') return own;
+  const base =
+    process.platform === 'win32'
+      ? (process.env.LOCALAPPDATA ?? homedir())
+      : (process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'));
+  return join(base, 'tilewise', 'cuda');
+}
+
+/** Name of what the given texts compile to. */
+export const contentHash = (...parts: readonly string[]): string =>
+  createHash('sha256').update(parts.join('\0')).digest('hex').slice(0, 40);
+
+export class DiskCache {
+  private readonly folder: string;
+  private writes = 0;
+
+  constructor(folder: string) {
+    this.folder = folder;
+  }
+
+  /** The stored bytes, or null. A file that cannot be read counts as absent. */
+  get(hash: string): Uint8Array | null {
+    try {
+      return new Uint8Array(readFileSync(this.path(hash)));
+    } catch {
+      return null;
+    }
+  }
+
+  /** Publishes the bytes. A folder that cannot be written only costs the next process a compilation. */
+  put(hash: string, bytes: Uint8Array): void {
+    const own = join(this.folder, `${hash}.${process.pid}.${this.writes++}.tmp`);
+    try {
+      mkdirSync(this.folder, { recursive: true });
+      writeFileSync(own, bytes);
+      renameSync(own, this.path(hash));
+    } catch {
+      rmSync(own, { force: true });
+    }
+  }
+
+  /** Forgets an entry, for one the driver refused. */
+  drop(hash: string): void {
+    rmSync(this.path(hash), { force: true });
+  }
+
+  private path(hash: string): string {
+    return join(this.folder, `${hash}.cubin`);
+  }
+}

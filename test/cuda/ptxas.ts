@@ -1,0 +1,46 @@
+/** The machine-code assembler of the CUDA toolkit, where this machine has one: registers and spills without a GPU. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { KernelText } from '../../src/engines/cuda/ptx/assembler.ts';
+
+export interface Resources {
+  /** Registers a thread. */
+  readonly registers: number;
+  /** Bytes of registers that did not fit, written and read back. */
+  readonly spilled: number;
+  /** Bytes of local memory a thread. */
+  readonly stack: number;
+  readonly warnings: string;
+}
+
+/** Why nothing can be assembled here, or false. */
+export const ptxasMissing: string | false =
+  spawnSync('ptxas', ['--version']).status === 0 ? false : 'ptxas (CUDA toolkit) is not on the PATH';
+
+/** Assembles a kernel. @throws Error with ptxas's own words when it refuses the text. */
+export function assemble(kernel: KernelText, architecture: string = kernel.target): Resources {
+  const folder = mkdtempSync(join(tmpdir(), 'tilewise-ptxas-'));
+  try {
+    const file = join(folder, `${kernel.name}.ptx`);
+    writeFileSync(file, kernel.text);
+    const run = spawnSync('ptxas', ['-v', `-arch=${architecture}`, file, '-o', join(folder, 'out.cubin')], {
+      encoding: 'utf8',
+    });
+    const said = `${run.stdout}${run.stderr}`;
+    if (run.status !== 0) throw new Error(`ptxas refused ${kernel.name}:\n${said}`);
+    const number = (pattern: RegExp): number => Number(pattern.exec(said)?.[1] ?? 0);
+    return {
+      registers: number(/Used (\d+) registers/),
+      spilled: number(/(\d+) bytes spill stores/) + number(/(\d+) bytes spill loads/),
+      stack: number(/(\d+) bytes stack frame/),
+      warnings: said
+        .split('\n')
+        .filter((line) => line.includes('warning'))
+        .join('\n'),
+    };
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
