@@ -1,0 +1,46 @@
+/** Tilewise: exact attention, tile by tile, on whatever the machine has. Public exports, nothing else. */
+export { type AttentionResult, attention } from './api/attention.ts';
+export { explain } from './api/explain.ts';
+export type {
+  AttentionOptions,
+  CausalAlign,
+  DropoutOptions,
+  EngineChoice,
+  ForwardOptions,
+  GradientChoice,
+  GradOptions,
+  MaskFunction,
+  ScoreFunction,
+} from './api/options.ts';
+export {
+  closeSharedEngines,
+  doctor,
+  type EngineWord,
+  type LoadableEngine,
+  type OpenOptions,
+  openEngine,
+  sharedEngine,
+} from './api/registry.ts';
+export type { Tensor } from './api/tensors.ts';
+export type { DType, FloatDType, HostArray } from './core/dtype.ts';
+export {
+  ArgumentError,
+  DeviceError,
+  DisposedError,
+  type ErrorCode,
+  ExpressionError,
+  FormatError,
+  MemoryError,
+  type Refusal,
+  TilewiseError,
+  UnsupportedError,
+} from './core/errors.ts';
+export { type HostTensor, type TensorLike, tensor, zeros } from './core/tensor.ts';
+export type { Caps, Engine, EngineName, EngineTensor, Probe } from './engine/contract.ts';
+export * as expr from './mods/build.ts';
+export type { Bool, Expr, F32, I32, Mask, MaskContext, Mod, ScoreContext } from './mods/expr.ts';
+export * from './mods/library.ts';
+export { choosePlan } from './plan/choose.ts';
+export { type Explanation, explainPlan } from './plan/explain.ts';
+export type { Plan } from './plan/plan.ts';
+export type { Dropout, Layout } from './problem/problem.ts';

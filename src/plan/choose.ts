@@ -1,0 +1,113 @@
+/**
+ * From a problem and engines in order to a plan. Knows engines only through the contract: the first engine with a kernel
+ * for every pass wins, and among its kernels and configurations the lowest predicted time. Refusals travel as values.
+ */
+import { type Refusal, UnsupportedError } from '../core/errors.ts';
+import type { Config, Engine, Pass, Step } from '../engine/contract.ts';
+import { standardCost } from '../problem/cost.ts';
+import { planId } from '../problem/id.ts';
+import type { Problem } from '../problem/problem.ts';
+import type { Plan } from './plan.ts';
+
+/** Narrows a pass to one kernel, or to one configuration of it, for benches and tests. `refuse` still has its say. */
+export interface StepPreference {
+  readonly kernel?: string;
+  /** Fields that a configuration must have, or, with `exact`, the whole configuration as it stands. */
+  readonly config?: Config;
+  readonly exact?: boolean;
+}
+
+export type Preferences = { readonly [P in Pass]?: StepPreference };
+
+/** What one engine said to a problem. `plan` is null when a pass found no kernel; `refusals` are kept either way. */
+export interface Attempt {
+  readonly plan: Plan | null;
+  readonly refusals: readonly Refusal[];
+}
+
+/**
+ * The plan of the first engine, in the order given, that serves every pass the problem asks for.
+ *
+ * @throws UnsupportedError with every refusal when there is none.
+ */
+export function choosePlan(
+  problem: Problem,
+  engines: readonly Engine[],
+  options: { readonly prefer?: Preferences } = {},
+): Plan {
+  let refusals: readonly Refusal[] = [];
+  for (const engine of engines) {
+    const attempt = planOn(problem, engine, options.prefer, refusals);
+    if (attempt.plan !== null) return attempt.plan;
+    refusals = attempt.refusals;
+  }
+  throw new UnsupportedError('attention', refusals);
+}
+
+/** Plans on one engine; `earlier` are the refusals of engines tried before, kept in front. */
+export function planOn(
+  problem: Problem,
+  engine: Engine,
+  prefer: Preferences = {},
+  earlier: readonly Refusal[] = [],
+): Attempt {
+  const refusals = [...earlier];
+  const forward = bestStep(problem, engine, 'forward', prefer.forward, refusals);
+  const backward =
+    problem.grads === null || forward === null
+      ? null
+      : bestStep(problem, engine, 'backward', prefer.backward, refusals);
+  if (forward === null || (problem.grads !== null && backward === null)) return { plan: null, refusals };
+  const plan: Plan = Object.freeze({
+    id: planId(engine.name, backward === null ? 'forward' : 'backward', problem),
+    engine: engine.name,
+    forward,
+    backward,
+    standard: standardCost(problem),
+    refusals: Object.freeze(refusals),
+  });
+  return { plan, refusals };
+}
+
+function bestStep(
+  problem: Problem,
+  engine: Engine,
+  pass: Pass,
+  prefer: StepPreference | undefined,
+  refusals: Refusal[],
+): Step | null {
+  let best: Step | null = null;
+  let tried = false;
+  for (const kernel of engine.kernels) {
+    if (kernel.pass !== pass || (prefer?.kernel !== undefined && kernel.name !== prefer.kernel)) continue;
+    tried = true;
+    const reason = kernel.refuse(problem, engine.caps);
+    if (reason !== null) {
+      refusals.push({ engine: engine.name, kernel: kernel.name, reason });
+      continue;
+    }
+    const configs =
+      prefer?.exact === true && prefer.config !== undefined
+        ? [prefer.config]
+        : kernel.configs(problem, engine.caps).filter((c) => matches(c, prefer?.config));
+    if (configs.length === 0)
+      refusals.push({ engine: engine.name, kernel: kernel.name, reason: 'has no such configuration' });
+    for (const config of configs) {
+      const cost = kernel.cost(problem, config, engine.caps);
+      if (cost.workspace > engine.caps.memory) {
+        const reason = `needs ${cost.workspace} bytes of scratch, the engine has ${engine.caps.memory}`;
+        refusals.push({ engine: engine.name, kernel: kernel.name, reason });
+      } else if (best === null || cost.seconds < best.cost.seconds) {
+        best = { pass, kernel: kernel.name, config, cost };
+      }
+    }
+  }
+  if (!tried) {
+    const wanted = prefer?.kernel === undefined ? '' : ` '${prefer.kernel}'`;
+    refusals.push({ engine: engine.name, reason: `has no ${pass} kernel${wanted}` });
+  }
+  return best;
+}
+
+const matches = (config: Config, wanted: Config | undefined): boolean =>
+  wanted === undefined || Object.entries(wanted).every(([name, value]) => config[name] === value);
