@@ -179,7 +179,10 @@ export function toI32(x: Expr | number): I32 {
  *
  * @param indices one an axis; whatever values they take must stay inside it, which is proved when the call is made.
  */
-export const load = <T extends ExprType = 'f32'>(tensor: TensorLike, indices: readonly (I32 | number)[]): Expr<T> =>
+export const load = <T extends ExprType = 'f32'>(
+  tensor: TensorLike,
+  indices: readonly (I32 | number)[],
+): Expr<NoInfer<T>> =>
   loadAt<T>(
     tensor,
     indices.map((x, axis) => lift('load', axis, x, 'i32')),

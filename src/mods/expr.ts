@@ -104,7 +104,7 @@ const LOADED: Readonly<Record<DType, ExprType | null>> = {
  * Reads one element of a side tensor: floats give f32, i32 gives i32, u8 gives bool (non-zero is true). One index per
  * axis; every index must provably stay inside its axis, which is checked when the call is made.
  */
-export function load<T extends ExprType = 'f32'>(tensor: TensorLike, indices: readonly I32[]): Expr<T> {
+export function load<T extends ExprType = 'f32'>(tensor: TensorLike, indices: readonly I32[]): Expr<NoInfer<T>> {
   const type = LOADED[tensor.dtype];
   if (type === null) throw new ExpressionError(`load: cannot read ${tensor.dtype} elements`);
   if (indices.length !== tensor.shape.length)

@@ -192,7 +192,7 @@ function join(
  * Reads `tensor` at the last `rank` of `indices`; axes of length 1 are read at 0. Marked `exact`: other axes must be as
  * long as their index ranges.
  */
-function broadcast<T extends ExprType = 'f32'>(tensor: TensorLike, indices: readonly I32[]): Expr<T> {
+function broadcast<T extends ExprType = 'f32'>(tensor: TensorLike, indices: readonly I32[]): Expr<NoInfer<T>> {
   const own = indices.slice(indices.length - tensor.shape.length);
   const node = x.load<T>(
     tensor,
