@@ -1,0 +1,17 @@
+/**
+ * Cases that an engine is known to fail, each with its reason. A listed case still runs, and the table fails once it passes: nothing
+ * stays here longer than it must. Problems that an engine's kernels refuse need no entry, the refusal is their reason.
+ */
+import type { EngineName } from '../engine/contract.ts';
+
+interface Skip {
+  readonly engine: EngineName;
+  /** A case's id, whole. */
+  readonly id: string;
+  readonly reason: string;
+}
+
+const SKIPS: readonly Skip[] = [];
+
+export const skipReason = (engine: EngineName, id: string): string | null =>
+  SKIPS.find((skip) => skip.engine === engine && skip.id === id)?.reason ?? null;

@@ -1,0 +1,196 @@
+/** Runs cases of the conformance table on an engine: the same judge for the test runner and for `tilewise check`. */
+import { openEngine } from '../api/registry.ts';
+import { toFloat64 } from '../core/dtype.ts';
+import { type HostTensor, tensor } from '../core/tensor.ts';
+import type { Engine, Pass } from '../engine/contract.ts';
+import { choosePlan } from '../plan/choose.ts';
+import type { Plan } from '../plan/plan.ts';
+import { createProblem, type Problem } from '../problem/problem.ts';
+import type { Case } from './cases.ts';
+import { checkSameBits, checkUntouched, type Outputs, type Results, Run } from './execute.ts';
+import { skipReason } from './skips.ts';
+import { type Inputs, instantiate, outputsOf, RESULT } from './spec.ts';
+import { judge, scalesOf } from './tolerance.ts';
+
+/** What one pass of a case came to. */
+export interface CaseResult {
+  readonly id: string;
+  readonly engine: string;
+  readonly pass: Pass;
+  readonly ok: boolean;
+  /** Largest absolute error of the output that came closest to, or furthest over, what it is allowed. */
+  readonly maxError: number;
+  readonly allowed: number;
+  /** Milliseconds of the second run. */
+  readonly ms: number;
+  /** Kernel that served it; absent when skipped. */
+  readonly kernel?: string;
+  /** Why it was not judged: the engine's refusal, or the skip list. */
+  readonly skipped?: string;
+  /** What is wrong, when not ok. */
+  readonly message?: string;
+}
+
+/** Float64 and storage-precision results of a case, for any number of engines. */
+interface Expected {
+  readonly exact: Results;
+  readonly standard: Results;
+  readonly scales: (name: string) => number;
+}
+
+const PASSES: readonly Pass[] = ['forward', 'backward'];
+
+/** Runs both passes of a case (forward alone when it asks for no gradients). @throws only when the harness itself is broken. */
+export async function runCase(one: Case, engine: Engine): Promise<CaseResult[]> {
+  const { problem, inputs } = instantiate(one.id, one.spec);
+  const outputs = outputsOf(problem, one.spec);
+  const passes = problem.grads === null ? PASSES.slice(0, 1) : PASSES;
+  const listed = skipReason(engine.name, one.id);
+  let plan: Plan;
+  try {
+    plan = choosePlan(problem, [engine]);
+  } catch (error) {
+    return passes.map((pass) =>
+      skipped(one, engine, pass, (error as Error).message.split('\n').slice(1).join(';').trim()),
+    );
+  }
+  const results = await attempt(one, engine, plan, problem, inputs, outputs);
+  if (listed === null) return results;
+  if (results.every((r) => r.ok))
+    return results.map((r) => ({ ...r, ok: false, message: `passes, but is on the skip list: ${listed}` }));
+  return passes.map((pass) => skipped(one, engine, pass, listed));
+}
+
+async function attempt(
+  one: Case,
+  engine: Engine,
+  plan: Plan,
+  problem: Problem,
+  inputs: Inputs,
+  outputs: Outputs,
+): Promise<CaseResult[]> {
+  const expected = await expectedOf(one, problem, inputs, outputs);
+  const run = new Run(engine, problem, inputs, outputs);
+  const results: CaseResult[] = [];
+  try {
+    for (const step of [plan.forward, plan.backward]) {
+      if (step === null) continue;
+      const base = { id: one.id, engine: engine.name, pass: step.pass, kernel: step.kernel };
+      try {
+        const first = await run.pass(step);
+        const second = await run.pass(step);
+        const verdict = judgeAll(problem, outputs[step.pass], second.results, expected);
+        const message =
+          checkSameBits(first.results, second.results) ?? guards(outputs[step.pass], second.results) ?? verdict.message;
+        const { error, allowed } = verdict;
+        const result = { ...base, ok: message === null, maxError: error, allowed, ms: second.seconds * 1000 };
+        results.push(message === null ? result : { ...result, message });
+      } catch (error) {
+        const message = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+        results.push({ ...base, ok: false, maxError: Number.NaN, allowed: 0, ms: 0, message });
+      }
+    }
+  } finally {
+    run.dispose();
+  }
+  return results;
+}
+
+const skipped = (one: Case, engine: Engine, pass: Pass, reason: string): CaseResult => ({
+  id: one.id,
+  engine: engine.name,
+  pass,
+  ok: true,
+  maxError: 0,
+  allowed: 0,
+  ms: 0,
+  skipped: reason,
+});
+
+function guards(outputs: Outputs[Pass], results: Results): string | null {
+  for (const [name, output] of outputs) {
+    const message = checkUntouched(name, output, results.get(name)!);
+    if (message !== null) return message;
+  }
+  return null;
+}
+
+function judgeAll(problem: Problem, outputs: Outputs[Pass], results: Results, { exact, standard, scales }: Expected) {
+  let worst = { ok: true, error: 0, allowed: 0, message: null as string | null };
+  let share = -1;
+  for (const [name, output] of outputs) {
+    const verdict = judge(
+      name,
+      output,
+      results.get(name)!,
+      exact.get(name)!,
+      standard.get(name)!,
+      problem.dtype,
+      scales(name),
+    );
+    const used =
+      verdict.error === 0
+        ? 0
+        : Number.isNaN(verdict.error)
+          ? Number.POSITIVE_INFINITY
+          : verdict.error / verdict.allowed;
+    if (used > share) {
+      share = used;
+      worst = verdict;
+    }
+  }
+  return worst;
+}
+
+const remembered = new WeakMap<Case, Promise<Expected>>();
+
+function expectedOf(one: Case, problem: Problem, inputs: Inputs, outputs: Outputs): Promise<Expected> {
+  let expected = remembered.get(one);
+  if (expected === undefined) {
+    expected = expect(problem, inputs, outputs);
+    remembered.set(one, expected);
+  }
+  return expected;
+}
+
+async function expect(problem: Problem, inputs: Inputs, outputs: Outputs): Promise<Expected> {
+  const wide = (t: HostTensor): HostTensor => tensor(toFloat64(t.dtype, t.data), t.shape, 'f64');
+  const maybe = (t: HostTensor | null): HostTensor | null => t && wide(t);
+  const wideInputs: Inputs = {
+    q: wide(inputs.q),
+    k: wide(inputs.k),
+    v: wide(inputs.v),
+    sides: inputs.sides,
+    sink: maybe(inputs.sink),
+    dOut: maybe(inputs.dOut),
+    dLse: maybe(inputs.dLse),
+  };
+  const widen = (map: Outputs[Pass]): Outputs[Pass] =>
+    new Map([...map].map(([name, output]) => [name, { ...output, dtype: 'f64' as const }]));
+  const wideOutputs: Outputs = { forward: widen(outputs.forward), backward: widen(outputs.backward) };
+  const exact = await resultsOf('float64', createProblem({ ...problem, dtype: 'f64' }), wideInputs, wideOutputs);
+  const standard = await resultsOf('storage', problem, inputs, outputs);
+  // No case means to give NaN: an oracle with one would only let an engine's NaN pass.
+  for (const [name, output] of [...outputs.forward, ...outputs.backward])
+    if (exact.get(name)!.data.some((x, i) => output.roles[i] === RESULT && Number.isNaN(x)))
+      throw new Error(`the oracle's ${name} holds NaN`);
+  return { exact, standard, scales: scalesOf(problem, inputs, exact) };
+}
+
+async function resultsOf(
+  intermediates: 'float64' | 'storage',
+  problem: Problem,
+  inputs: Inputs,
+  outputs: Outputs,
+): Promise<Results> {
+  const engine = await openEngine('reference', { intermediates });
+  try {
+    const plan = choosePlan(problem, [engine]);
+    const run = new Run(engine, problem, inputs, outputs);
+    const { results } = await run.pass(plan.forward);
+    if (plan.backward === null) return results;
+    return new Map([...results, ...(await run.pass(plan.backward)).results]);
+  } finally {
+    await engine.close();
+  }
+}
