@@ -1,6 +1,12 @@
 /** Tilewise: exact attention, tile by tile, on whatever the machine has. Public exports, nothing else. */
 export { type AttentionResult, attention } from './api/attention.ts';
 export { explain } from './api/explain.ts';
+export {
+  type AttentionWithGrads,
+  attentionWithGrads,
+  type BackwardOptions,
+  type GradientsOf,
+} from './api/grads.ts';
 export type {
   AttentionOptions,
   CausalAlign,

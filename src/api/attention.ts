@@ -1,12 +1,12 @@
 /** Exact attention, forward. */
 import type { HostTensor } from '../core/tensor.ts';
-import type { EngineTensor, RunOptions } from '../engine/contract.ts';
+import type { EngineTensor } from '../engine/contract.ts';
 import type { Plan } from '../plan/plan.ts';
 import type { Dropout } from '../problem/problem.ts';
 import type { ForwardOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
 import { isEmpty } from './request.ts';
-import { Arena, allocateFilled, bytesNeeded, checkInto, checkRoom, filled, residentSides, rowDtype } from './run.ts';
+import { Arena, bytesNeeded, checkInto, checkRoom, type Inputs, residentSides, resultsOf, rowDtype } from './run.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
 export interface AttentionResult<T extends Tensor> {
@@ -57,71 +57,56 @@ export async function attention(
 ): Promise<AttentionResult<Tensor>> {
   options.signal?.throwIfAborted();
   const call = await prepareCall(q, k, v, options, null);
-  return isEngineTensor(q)
-    ? forwardResident(call, q, k as EngineTensor, v as EngineTensor, options)
-    : forwardHost(call, q, k as HostTensor, v as HostTensor, options);
+  if (!isEngineTensor(q)) return forwardHost(call, { q, k: k as HostTensor, v: v as HostTensor }, options);
+  const scratch = new Arena(call.engine);
+  try {
+    const sides = residentSides(scratch, call.request, options.sink);
+    return await forwardResident(call, { q, k: k as EngineTensor, v: v as EngineTensor, ...sides }, options);
+  } finally {
+    scratch.release();
+  }
 }
 
-/** Results stay in the engine. */
+/** Results stay in the engine and are the caller's; nothing is left behind when it throws. */
 export async function forwardResident(
-  call: Call,
-  q: EngineTensor,
-  k: EngineTensor,
-  v: EngineTensor,
-  options: ForwardOptions,
+  { engine, request, plan, forward }: Call,
+  inputs: Inputs,
+  { into, signal, onProgress }: Pick<ForwardOptions, 'into' | 'signal' | 'onProgress'>,
 ): Promise<AttentionResult<EngineTensor>> {
-  const { engine, request, plan, forward } = call;
   const { problem, outShape, lseShape, covered } = request;
-  const { into } = options;
+  const rows = rowDtype(problem);
   if (into?.out !== undefined) checkInto('into.out', into.out, problem.dtype, outShape, engine);
-  if (into?.lse !== undefined) checkInto('into.lse', into.lse, rowDtype(problem), lseShape, engine);
+  if (into?.lse !== undefined) checkInto('into.lse', into.lse, rows, lseShape, engine);
   const results = new Arena(engine);
-  const scratch = new Arena(engine);
   try {
-    const { sides, sink } = residentSides(scratch, request, options.sink);
-    const output = (
-      given: Tensor | undefined,
-      dtype: 'f32' | typeof problem.dtype,
-      shape: readonly number[],
-      fill: number,
-    ) => {
-      if (given === undefined) return allocateFilled(results, dtype, shape, covered ? null : fill);
-      if (!covered) engine.write(given as EngineTensor, filled(dtype, shape, fill));
-      return given as EngineTensor;
-    };
-    const out = output(into?.out, problem.dtype, outShape, 0);
-    const lse = output(into?.lse, rowDtype(problem), lseShape, Number.NEGATIVE_INFINITY);
-    if (!isEmpty(request)) await forward.run(problem, { q, k, v, out, lse, sides, sink }, runOptions(options));
+    const out = results.output(into?.out, problem.dtype, outShape, covered ? null : 0);
+    const lse = results.output(into?.lse, rows, lseShape, covered ? null : Number.NEGATIVE_INFINITY);
+    if (!isEmpty(request)) await forward.run(problem, { ...inputs, out, lse }, { signal, onProgress });
     results.keep();
     return { out, lse, plan, dropout: problem.dropout };
   } finally {
-    scratch.release();
     results.release();
   }
 }
 
 async function forwardHost(
   call: Call,
-  q: HostTensor,
-  k: HostTensor,
-  v: HostTensor,
-  options: ForwardOptions,
+  { q, k, v }: { readonly q: HostTensor; readonly k: HostTensor; readonly v: HostTensor },
+  { into, ...options }: ForwardOptions,
 ): Promise<AttentionResult<HostTensor>> {
-  const { engine, request, plan } = call;
-  const { problem, outShape, lseShape } = request;
-  const { into, ...rest } = options;
+  const { problem } = call.request;
+  const results = resultsOf(call.request);
   for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t);
-  const results = { dtype: problem.dtype, shape: outShape };
-  const rows = { dtype: rowDtype(problem), shape: lseShape };
-  if (into?.out !== undefined) checkInto('into.out', into.out, results.dtype, outShape, null);
-  if (into?.lse !== undefined) checkInto('into.lse', into.lse, rows.dtype, lseShape, null);
-  checkRoom(call, bytesNeeded(call, [q, k, v, results, rows, ...problem.sides], 'forward'));
-  const arena = new Arena(engine);
+  if (into?.out !== undefined) checkInto('into.out', into.out, results.out.dtype, results.out.shape, null);
+  if (into?.lse !== undefined) checkInto('into.lse', into.lse, results.lse.dtype, results.lse.shape, null);
+  checkRoom(call, bytesNeeded(call, [q, k, v, results.out, results.lse, ...problem.sides], 'forward'));
+  const arena = new Arena(call.engine);
   try {
     const [eq, ek, ev] = [arena.resident('q', q), arena.resident('k', k), arena.resident('v', v)];
-    const done = await forwardResident(call, eq, ek, ev, rest);
+    const sides = residentSides(arena, call.request, options.sink);
+    const done = await forwardResident(call, { q: eq, k: ek, v: ev, ...sides }, options);
     const [out, lse] = await Promise.all([arena.own(done.out).read(), arena.own(done.lse).read()]);
-    return { out: deliver(out, into?.out), lse: deliver(lse, into?.lse), plan, dropout: done.dropout };
+    return { ...done, out: deliver(out, into?.out), lse: deliver(lse, into?.lse) };
   } finally {
     arena.release();
   }
@@ -133,5 +118,3 @@ function deliver(result: HostTensor, into: Tensor | undefined): HostTensor {
   (into as HostTensor).data.set(result.data);
   return into as HostTensor;
 }
-
-export const runOptions = ({ signal, onProgress }: ForwardOptions): RunOptions => ({ signal, onProgress });

@@ -2,9 +2,10 @@
 import { allocate, type DType } from '../core/dtype.ts';
 import { ArgumentError, MemoryError } from '../core/errors.ts';
 import { bytesOf, type HostTensor, sameShape, sizeOf, type TensorLike, tensor } from '../core/tensor.ts';
-import type { Engine, EngineTensor } from '../engine/contract.ts';
+import type { Engine, EngineTensor, Operands } from '../engine/contract.ts';
 import type { Problem } from '../problem/problem.ts';
 import type { Call } from './prepare.ts';
+import type { Request } from './request.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
 /** Engine tensors that live until `release`, which may be called twice. */
@@ -31,6 +32,20 @@ export class Arena {
     return this.own(this.engine.upload(t as HostTensor));
   }
 
+  /**
+   * An output: the caller's own tensor, or a new one. `fill` is what rows that belong to no sequence hold, which engines
+   * leave alone; null when there are none.
+   */
+  output(given: Tensor | undefined, dtype: DType, shape: readonly number[], fill: number | null): EngineTensor {
+    if (given === undefined) return fill === null ? this.allocate(dtype, shape) : this.filled(dtype, shape, fill);
+    if (fill !== null) this.engine.write(given as EngineTensor, filled(dtype, shape, fill));
+    return given as EngineTensor;
+  }
+
+  filled(dtype: DType, shape: readonly number[], value: number): EngineTensor {
+    return this.own(this.engine.upload(filled(dtype, shape, value)));
+  }
+
   own(t: EngineTensor): EngineTensor {
     this.#owned.push(t);
     return t;
@@ -49,31 +64,31 @@ export class Arena {
 /** lse, its gradient, sinks and side gradients are f32, or f64 throughout. */
 export const rowDtype = ({ dtype }: Problem): 'f32' | 'f64' => (dtype === 'f64' ? 'f64' : 'f32');
 
+/** The operands a run reads. */
+export type Inputs = Pick<Operands, 'q' | 'k' | 'v' | 'sides' | 'sink'>;
+
 /** The tensors behind the problem's expressions and its sink, in the engine. */
-export function residentSides(arena: Arena, { problem }: Call['request'], sink: TensorLike | undefined) {
+export function residentSides(
+  arena: Arena,
+  { problem }: Request,
+  sink: TensorLike | undefined,
+): Pick<Inputs, 'sides' | 'sink'> {
   return {
-    sides: problem.sides.map((side, i) => arena.resident(sideName(problem, i), side)),
+    sides: problem.sides.map((side) => arena.resident('tensor read by mask or mod', side)),
     sink: sink === undefined ? null : arena.resident('sink', sink),
   };
 }
 
-const sideName = (problem: Problem, i: number): string => `side ${i} (${problem.sides[i].shape.join(' x ')})`;
+/** What forward produces. */
+export const resultsOf = ({ problem, outShape, lseShape }: Request) => ({
+  out: { dtype: problem.dtype, shape: outShape },
+  lse: { dtype: rowDtype(problem), shape: lseShape },
+});
 
-/** An output filled in advance where rows belong to no sequence. */
-export function allocateFilled(
-  arena: Arena,
-  dtype: DType,
-  shape: readonly number[],
-  fill: number | null,
-): EngineTensor {
-  if (fill === null) return arena.allocate(dtype, shape);
-  return arena.own(arena.engine.upload(filled(dtype, shape, fill)));
-}
-
-/** Zeros, or -inf for lse. */
-export function filled(dtype: DType, shape: readonly number[], fill: number): HostTensor {
+/** A host tensor of one value: zeros, or -inf for lse. */
+function filled(dtype: DType, shape: readonly number[], value: number): HostTensor {
   const data = allocate(dtype, sizeOf(shape));
-  if (fill !== 0) data.fill(fill);
+  if (value !== 0) data.fill(value);
   return tensor(data, shape, dtype);
 }
 
