@@ -1,0 +1,74 @@
+/**
+ * The thread of a worker. It sleeps on its word of the control block, not in its event loop, so that waking it costs
+ * microseconds; modules come as messages, which it reads when the block says that there is mail.
+ */
+import { nodeThreads } from './host.ts';
+import { type Entry, exportsOf, leave, MAIL, programOf, wakeWord, work } from './job.ts';
+
+/** What the pool tells a worker. */
+export type Letter =
+  | {
+      readonly kind: 'start';
+      readonly worker: number;
+      readonly memory: WebAssembly.Memory;
+      readonly control: Int32Array;
+    }
+  | { readonly kind: 'load'; readonly program: number; readonly module: WebAssembly.Module }
+  | { readonly kind: 'drop'; readonly program: number }
+  /** Every letter up to number `mail` was posted: sleep and work until there is a later one. */
+  | { readonly kind: 'park'; readonly mail: number };
+
+/** What a worker tells the pool. `failed` comes before the `done` of the last thread of the job. */
+export type Answer =
+  | { readonly kind: 'ready' }
+  | { readonly kind: 'failed'; readonly message: string }
+  | { readonly kind: 'done' };
+
+interface State {
+  readonly worker: number;
+  readonly memory: WebAssembly.Memory;
+  readonly control: Int32Array;
+  readonly programs: Map<number, Entry[]>;
+  jobs: number;
+}
+
+/** Works until there is mail beyond number `mail`. */
+function park(state: State, mail: number, answer: (answer: Answer) => void): void {
+  const { control } = state;
+  const word = wakeWord(state.worker);
+  while (Atomics.load(control, MAIL) === mail) {
+    if (Atomics.load(control, word) === state.jobs) {
+      Atomics.wait(control, word, state.jobs);
+      continue;
+    }
+    state.jobs++;
+    const entries = state.programs.get(programOf(control)) ?? [];
+    const share = work(control, entries, state.worker);
+    let turn = share.next();
+    while (!turn.done) turn = share.next();
+    if (turn.value !== undefined) answer({ kind: 'failed', message: String(turn.value) });
+    if (leave(control)) answer({ kind: 'done' });
+  }
+}
+
+function reader(answer: (answer: Answer) => void): (letter: Letter) => void {
+  let state: State | null = null;
+  return (letter) => {
+    if (letter.kind === 'start') {
+      state = { ...letter, programs: new Map(), jobs: 0 };
+      answer({ kind: 'ready' });
+    } else if (state !== null) {
+      if (letter.kind === 'load')
+        state.programs.set(letter.program, [...exportsOf(letter.module, state.memory).values()]);
+      else if (letter.kind === 'drop') state.programs.delete(letter.program);
+      else park(state, letter.mail, answer);
+    }
+  };
+}
+
+const port = nodeThreads()?.parentPort;
+if (port) port.on('message', reader(port.postMessage.bind(port)));
+else {
+  const read = reader((answer) => globalThis.postMessage(answer));
+  globalThis.addEventListener('message', (event: MessageEvent<Letter>) => read(event.data));
+}

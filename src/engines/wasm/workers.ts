@@ -1,0 +1,195 @@
+/** The pool: worker threads on one shared memory, asleep between jobs. */
+import { DeviceError, DisposedError } from '../../core/errors.ts';
+import { nodeThreads } from './host.ts';
+import { CALLS, controlWords, type Job, MAIL, STOP, STOP_ABORT, STOP_TRAP, wakeWord, writeJob } from './job.ts';
+import type { Answer, Letter } from './worker.ts';
+
+/** A worker thread of Node or of the web, as the pool sees it. */
+interface Thread {
+  post(letter: Letter): void;
+  /** While held, a Node process does not end. */
+  hold(held: boolean): void;
+  terminate(): Promise<unknown>;
+}
+
+interface Crew {
+  readonly threads: readonly Thread[];
+  readonly control: Int32Array;
+  mail: number;
+  jobs: Int32Array;
+}
+
+/** The job at hand: how to end it, and what is known so far. */
+interface Waiter {
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+  left: boolean;
+  failure: Error | null;
+}
+
+export class Pool {
+  readonly size: number;
+  readonly #memory: WebAssembly.Memory;
+  readonly #modules = new Map<number, WebAssembly.Module>();
+  /** Null after a death, until the next job. */
+  #crew: Crew | null = null;
+  #waiter: Waiter | null = null;
+  #closed = false;
+
+  private constructor(memory: WebAssembly.Memory, size: number) {
+    this.#memory = memory;
+    this.size = size;
+  }
+
+  /** Starts `size` workers on a shared memory. @throws DeviceError when the host starts none. */
+  static async open(memory: WebAssembly.Memory, size: number): Promise<Pool> {
+    const pool = new Pool(memory, size);
+    pool.#crew = await pool.#muster();
+    return pool;
+  }
+
+  /** Makes a module known to all workers under an id. */
+  load(program: number, module: WebAssembly.Module): void {
+    this.#modules.set(program, module);
+    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module });
+  }
+
+  drop(program: number): void {
+    this.#modules.delete(program);
+    if (this.#crew !== null) tell(this.#crew, { kind: 'drop', program });
+  }
+
+  /**
+   * Runs a job; one at a time. `watch` gets the share of calls made now and then.
+   *
+   * @returns false when it stopped early because of `signal`.
+   * @throws DeviceError when a call trapped or a worker died. No thread touches the memory any more then.
+   */
+  async run(job: Job, signal?: AbortSignal, watch?: (calls: number) => void): Promise<boolean> {
+    this.#crew ??= await this.#muster();
+    const { control, threads, jobs } = this.#crew;
+    writeJob(control, job);
+    const abort = (): void => this.abort();
+    const finished = new Promise<void>((resolve, reject) => {
+      this.#waiter = { resolve, reject, left: false, failure: null };
+    });
+    const timer = watch && setInterval(() => watch(Atomics.load(control, CALLS)), 50);
+    signal?.addEventListener('abort', abort);
+    threads[0].hold(true);
+    try {
+      for (let w = 0; w < job.team; w++) {
+        Atomics.store(control, wakeWord(w), ++jobs[w]);
+        Atomics.notify(control, wakeWord(w));
+      }
+      if (signal?.aborted) abort();
+      await finished;
+      return Atomics.load(control, STOP) === 0;
+    } finally {
+      clearInterval(timer);
+      signal?.removeEventListener('abort', abort);
+      threads[0].hold(false);
+      this.#waiter = null;
+    }
+  }
+
+  /** Stops the job at hand after the calls that are being made. */
+  abort(): void {
+    if (this.#crew !== null) Atomics.compareExchange(this.#crew.control, STOP, 0, STOP_ABORT);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#dismiss(new DisposedError('a wasm engine'));
+  }
+
+  async #muster(): Promise<Crew> {
+    if (this.#closed) throw new DisposedError('a wasm engine');
+    const control = new Int32Array(new SharedArrayBuffer(4 * controlWords(this.size)));
+    const threads: Thread[] = [];
+    const crew: Crew = { threads, control, mail: 0, jobs: new Int32Array(this.size) };
+    try {
+      const ready = Array.from({ length: this.size }, (_, worker) => {
+        return new Promise<void>((resolve, reject) => {
+          const thread = spawn(
+            (answer) => (answer.kind === 'ready' ? resolve() : this.#hear(answer)),
+            (cause) => {
+              const error = new DeviceError('wasm', `worker ${worker} died: ${describe(cause)}`, { cause });
+              reject(error);
+              if (this.#crew === crew) void this.#dismiss(error);
+            },
+          );
+          threads.push(thread);
+          thread.post({ kind: 'start', worker, memory: this.#memory, control });
+        });
+      });
+      await Promise.all(ready);
+    } catch (error) {
+      await Promise.all(threads.map((t) => t.terminate()));
+      throw error;
+    }
+    if (this.#closed) {
+      await Promise.all(threads.map((t) => t.terminate()));
+      throw new DisposedError('a wasm engine');
+    }
+    for (const thread of threads) thread.hold(false);
+    for (const [program, module] of this.#modules) tell(crew, { kind: 'load', program, module });
+    return crew;
+  }
+
+  /** `done` of one worker may overtake `failed` of another. */
+  #hear(answer: Answer): void {
+    const waiter = this.#waiter;
+    if (waiter === null || this.#crew === null) return;
+    if (answer.kind === 'failed') waiter.failure = new DeviceError('wasm', `a kernel stopped: ${answer.message}`);
+    else waiter.left = true;
+    if (!waiter.left) return;
+    if (waiter.failure !== null) waiter.reject(waiter.failure);
+    else if (Atomics.load(this.#crew.control, STOP) !== STOP_TRAP) waiter.resolve();
+  }
+
+  /** Ends all workers, then fails the job at hand: nobody writes to the memory after that. */
+  async #dismiss(reason: Error): Promise<void> {
+    const crew = this.#crew;
+    this.#crew = null;
+    if (crew === null) return;
+    await Promise.all(crew.threads.map((t) => t.terminate()));
+    this.#waiter?.reject(reason);
+  }
+}
+
+/**
+ * Posts a letter to everybody, and the order to sleep again after it. The number is stored first: a worker that read the
+ * order before the store would see another number, not go to sleep on its word, and be deaf to jobs.
+ */
+function tell(crew: Crew, letter: Letter): void {
+  crew.mail++;
+  Atomics.store(crew.control, MAIL, crew.mail);
+  for (const thread of crew.threads) {
+    thread.post(letter);
+    thread.post({ kind: 'park', mail: crew.mail });
+  }
+}
+
+const describe = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause));
+
+function spawn(hear: (answer: Answer) => void, died: (cause: unknown) => void): Thread {
+  const node = nodeThreads();
+  if (node === undefined) {
+    // Spelled out, so that bundlers for browsers find the file.
+    const worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'tilewise' });
+    worker.addEventListener('message', (event: MessageEvent<Answer>) => hear(event.data));
+    worker.addEventListener('error', (event) => died(event.message || 'the worker script did not load'));
+    return { post: (letter) => worker.postMessage(letter), hold: () => {}, terminate: async () => worker.terminate() };
+  }
+  const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js';
+  // Flags of the main thread such as --input-type would stop a worker from starting.
+  const worker = new node.Worker(new URL(file, import.meta.url), { execArgv: [], name: 'tilewise' });
+  worker.on('message', hear);
+  worker.on('error', died);
+  worker.on('exit', (code) => died(`exit code ${code}`));
+  return {
+    post: (letter) => worker.postMessage(letter),
+    hold: (held) => (held ? worker.ref() : worker.unref()),
+    terminate: () => worker.terminate(),
+  };
+}
