@@ -15,18 +15,16 @@ export interface Target<V> {
 /** Emits each node once, arguments first. */
 export const lower = <V>(root: Expr, target: Target<V>): V => lowerAll([root], target)[0];
 
-/** Emits several expressions that may share nodes, in order; a node they share is emitted once. */
-export function lowerAll<V>(roots: readonly Expr[], target: Target<V>): V[] {
-  const values = new Map<Expr, V>();
-  for (const e of nodesOf(...roots))
-    values.set(
-      e,
-      emit(
-        e,
-        childrenOf(e).map((c) => values.get(c) as V),
-        target,
-      ),
-    );
+/**
+ * Emits several expressions that may share nodes, in order; a node they share is emitted once. Nodes already in `values`
+ * are taken from there, and emitted ones are added: so a target can emit what does not change in a loop before the loop.
+ */
+export function lowerAll<V>(roots: readonly Expr[], target: Target<V>, values: Map<Expr, V> = new Map()): V[] {
+  for (const e of nodesOf(...roots)) {
+    if (values.has(e)) continue;
+    const children = childrenOf(e).map((c) => values.get(c) as V);
+    values.set(e, emit(e, children, target));
+  }
   return roots.map((root) => values.get(root) as V);
 }
 
