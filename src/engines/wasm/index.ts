@@ -20,6 +20,7 @@ import type { Problem } from '../../problem/problem.ts';
 import { describe, hardwareThreads, oneThreadReason, refusal } from './caps.ts';
 import { MAX_MEMORY, WasmHeap } from './heap.ts';
 import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
+import { KERNELS } from './kernels/all.ts';
 import { compileWide, unavailable, wanted } from './revectorize.ts';
 import { Runtime } from './runtime.ts';
 import { selfTest } from './selftest.ts';
@@ -40,9 +41,6 @@ export interface WasmOptions {
   /** Checks on freeing that nothing was written beside a block: for tests. */
   readonly guards?: boolean | undefined;
 }
-
-/** In the order the planner tries them. */
-const KERNELS: readonly WasmKernel[] = [];
 
 /** Whether the engine runs here, and with what; nothing is started. */
 export async function probe(): Promise<Probe> {

@@ -1,0 +1,5 @@
+/** The engine's kernels, in the order the planner tries them. */
+import type { WasmKernel } from '../kernel.ts';
+import { forward } from './forward.ts';
+
+export const KERNELS: readonly WasmKernel[] = [forward];

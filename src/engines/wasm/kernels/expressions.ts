@@ -1,0 +1,91 @@
+/** A problem's mask and modifier as code inside a kernel's loops. */
+import type { TensorLike } from '../../../core/tensor.ts';
+import { childrenOf, type Expr, type F32, type IndexName, nodesOf } from '../../../mods/expr.ts';
+import { lowerAll } from '../../../mods/lower.ts';
+import { simplify } from '../../../mods/simplify.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import type { Local } from '../asm/func.ts';
+import { f32x4, i32, i32x4, v128 } from '../asm/values.ts';
+import { type Lanes, laneTarget, type Scalar, type Surroundings, type Value, widenScalar } from '../math.ts';
+import { floats, iota, type Vec, type Vectors } from '../tile.ts';
+
+/** Simplified once a compilation. */
+export interface Expressions {
+  readonly mod: F32 | null;
+  readonly mask: Expr<'bool'> | null;
+  readonly sides: readonly TensorLike[];
+}
+
+export const expressionsOf = ({ mod, mask, sides }: Problem): Expressions => ({
+  mod: mod && simplify(mod.expr),
+  mask: mask && simplify(mask.expr),
+  sides,
+});
+
+/** Whether a loaded value takes part in the index of another load. */
+const loadsThroughLoads = (roots: readonly Expr[]): boolean =>
+  nodesOf(...roots).some((e) => e.kind === 'load' && nodesOf(...e.indices).some((x) => x.kind === 'load'));
+
+/** Nodes that do not change in a loop over `inner` and over scores, and are used by nodes that do (or are roots). */
+function invariants(roots: readonly Expr[], inner: IndexName): Expr[] {
+  const changes = new Map<Expr, boolean>();
+  const kept: Expr[] = [];
+  for (const e of nodesOf(...roots)) {
+    const own = e.kind === 'score' || (e.kind === 'index' && e.name === inner);
+    changes.set(e, own || childrenOf(e).some((c) => changes.get(c)));
+    if (changes.get(e)) kept.push(...childrenOf(e).filter((c) => !changes.get(c)));
+  }
+  kept.push(...roots.filter((r) => !changes.get(r)));
+  return [...new Set(kept)].filter((e) => e.kind === 'op' || e.kind === 'load');
+}
+
+/** Positions as the kernels know them: i32 locals, the lanes' axis by its first position. */
+export interface Positions {
+  readonly b: Local<'i32'>;
+  readonly h: Local<'i32'>;
+  readonly lenQ: Local<'i32'>;
+  readonly lenK: Local<'i32'>;
+  /** Position of the loop's axis, the same for all lanes. */
+  readonly inner: Local<'i32'>;
+  /** Position of lane 0 on the other axis. */
+  readonly lane0: Local<'i32'>;
+}
+
+/**
+ * Prepares roots for a loop: emits what does not change in it, and returns what emits the rest, given the scores.
+ *
+ * @param lanesAre the axis lanes run along; the loop runs along the other. Lanes past the sequence's end see its last position.
+ */
+export function loopOver(
+  v: Vectors,
+  roots: readonly Expr[],
+  lanesAre: 'q' | 'kv',
+  at: Positions,
+  sideOf: Surroundings['sideOf'],
+): (score: Vec) => Value[] {
+  const scalar = (value: Local<'i32'>): Scalar => ({ kind: 'scalar', type: 'i32', value });
+  const last = v.repeat(v.f.let(i32x4.splat(i32.sub(lanesAre === 'q' ? at.lenQ : at.lenK, 1)), 'last'));
+  const clamped = v.map((x, y) => i32x4.min_s(x, y), iota(v, at.lane0), last);
+  const lanes: Lanes = { kind: 'lanes', type: 'i32', vec: clamped, start: at.lane0 };
+  const indices: Surroundings['indices'] = {
+    b: scalar(at.b),
+    h: scalar(at.h),
+    lenQ: scalar(at.lenQ),
+    lenK: scalar(at.lenK),
+    q: lanesAre === 'q' ? lanes : scalar(at.inner),
+    kv: lanesAre === 'kv' ? lanes : scalar(at.inner),
+  };
+  const mayOverrun = !loadsThroughLoads(roots);
+  const values = new Map<Expr, Value>();
+  const target = (score: Vec) => laneTarget(v, { score, indices, sideOf, mayOverrun });
+  lowerAll(invariants(roots, lanesAre === 'q' ? 'kv' : 'q'), target([]), values);
+  return (score) => lowerAll(roots, target(score), new Map(values));
+}
+
+export const asVec = (v: Vectors, x: Value): Vec => (x.kind === 'lanes' ? x.vec : widenScalar(v, x));
+
+/** Scores where the mask lets them be, -inf elsewhere. */
+export const masked = (v: Vectors, score: Vec, mask: Value): Vec =>
+  v.map((s, p) => v128.bitselect(s, floats(Number.NEGATIVE_INFINITY), p), score, asVec(v, mask));
+
+export const timesConstant = (v: Vectors, x: Vec, factor: number): Vec => v.map((y) => f32x4.mul(y, floats(factor)), x);

@@ -1,0 +1,125 @@
+/** Work items of query rows: one record a (batch, head, block of rows), heaviest first, with all addresses worked out. */
+import { BYTES } from '../../../core/dtype.ts';
+import { ceilDiv } from '../../../core/math.ts';
+import type { Problem, Strides } from '../../../problem/problem.ts';
+import { type BlockRuns, blockRuns, lengthsOf } from '../../../problem/ranges.ts';
+import type { FuncBuilder, Local } from '../asm/func.ts';
+import { type I32, i32 } from '../asm/values.ts';
+import type { Addresses, Heap } from '../kernel.ts';
+import { layout } from './layout.ts';
+
+/**
+ * `q`, `out`, `lse` are addresses of row q0; `k`, `v` of row 0 of the sequence (for paged storage: of head h in page 0).
+ * `runs` is the address of `count` triples (first block, end block, partial).
+ */
+export const ITEM = layout(['q', 'k', 'v', 'out', 'lse', 'b', 'h', 'q0', 'rows', 'lenQ', 'lenK', 'runs', 'count']);
+
+/** Bytes from a tensor's start to row `row` of (b, h). */
+export const rowBytes = (s: Strides, bytes: number, b: number, h: number, row: number): number =>
+  (b * s.b + h * s.h + row * s.s) * bytes;
+
+/** Copies the triples into the memory; run r is then at the result + 12 * r. */
+export function writeRuns(heap: Heap, { runs }: BlockRuns): number {
+  const at = heap.allocate(Math.max(runs.length, 1) * 4);
+  heap.i32.set(runs, at >>> 2);
+  return at;
+}
+
+/** Blocks a row of runs visits. */
+function weightOf({ runs, rowStart }: BlockRuns, row: number): number {
+  let blocks = 0;
+  for (let r = rowStart[row]; r < rowStart[row + 1]; r++) blocks += runs[3 * r + 1] - runs[3 * r];
+  return blocks;
+}
+
+interface Piece {
+  readonly b: number;
+  readonly i: number;
+  readonly q0: number;
+  readonly rows: number;
+  /** Index into the runs, -1 for rows past the sequence's end. */
+  readonly weight: number;
+}
+
+/**
+ * Writes the items of a forward pass and returns their address and number. Rows of a dense tensor past a sequence's end
+ * get items without runs, which write what a row that attends to nothing has.
+ */
+export function writeQueryItems(
+  problem: Problem,
+  blockQ: number,
+  blockK: number,
+  at: Addresses,
+  heap: Heap,
+): { items: number; count: number } {
+  const { B, Hq, Hkv, Sq, strides, dtype } = problem;
+  const bytes = BYTES[dtype];
+  const found = blockRuns(problem, 'q', blockQ, blockK);
+  const runs = writeRuns(heap, found);
+  const group = Hq / Hkv;
+  const pieces: (Piece & { readonly h: number; readonly row: number })[] = [];
+  for (let b = 0; b < B; b++) {
+    const { lenQ } = lengthsOf(problem, b);
+    const padded = strides.out.b !== 0 ? Sq : lenQ;
+    for (let h = 0; h < Hq; h++) {
+      for (let i = 0; i < ceilDiv(lenQ, blockQ); i++) {
+        const row = found.rowOf(b, h, i);
+        const rows = Math.min(blockQ, lenQ - i * blockQ);
+        pieces.push({ b, h, i, row, q0: i * blockQ, rows, weight: weightOf(found, row) });
+      }
+      for (let q0 = lenQ; q0 < padded; q0 += blockQ)
+        pieces.push({ b, h, i: -1, row: -1, q0, rows: Math.min(blockQ, padded - q0), weight: 0 });
+    }
+  }
+  pieces.sort((x, y) => y.weight - x.weight);
+  const items = heap.allocate(Math.max(pieces.length, 1) * ITEM.bytes);
+  pieces.forEach(({ b, h, q0, rows, row }, n) => {
+    const { lenQ, lenK } = lengthsOf(problem, b);
+    const [qStart, , kStart] = problem.sequences.subarray(4 * b, 4 * b + 3);
+    const kvHead = Math.floor(h / group);
+    const paged = problem.kv.kind === 'paged';
+    const [kb, k0] = paged ? [0, 0] : [b, kStart];
+    ITEM.write(heap, items + n * ITEM.bytes, {
+      q: at.q + rowBytes(strides.q, bytes, b, h, qStart + q0),
+      k: at.k + rowBytes(strides.k, bytes, kb, kvHead, k0),
+      v: at.v + rowBytes(strides.v, bytes, kb, kvHead, k0),
+      out: at.out + rowBytes(strides.out, bytes, b, h, qStart + q0),
+      lse: at.lse + rowBytes(strides.lse, 4, b, h, qStart + q0),
+      b,
+      h,
+      q0,
+      rows,
+      lenQ,
+      lenK,
+      runs: row < 0 ? 0 : runs + 12 * found.rowStart[row],
+      count: row < 0 ? 0 : found.count(row),
+    });
+  });
+  return { items, count: pieces.length };
+}
+
+/** Emits a loop over the blocks of an item's runs. */
+export function forBlocks(
+  f: FuncBuilder,
+  item: Local<'i32'>,
+  body: (block: Local<'i32'>, partial: Local<'i32'>) => void,
+): void {
+  const run = f.let(ITEM.i32(item, 'runs'), 'run');
+  f.for(
+    0,
+    f.let(ITEM.i32(item, 'count'), 'count'),
+    1,
+    () => {
+      const end = f.let(i32.load(run, 4), 'end');
+      const partial = f.let(i32.load(run, 8), 'partial');
+      f.for(i32.load(run), end, 1, (block) => body(block, partial), 'block');
+      f.bump(run, 12);
+    },
+    'n',
+  );
+}
+
+export const minimum = (f: FuncBuilder, a: I32, b: I32): I32 => {
+  const [x, y] = [f.let(a), f.let(b)];
+  return { name: 'select', type: 'i32', args: [x, y, i32.lt_s(x, y)], imm: [] };
+};

@@ -1,0 +1,71 @@
+/** Parameters that all attention kernels read: strides in bytes, scale, sink, pages, dropout state, side tensors. */
+import { BYTES } from '../../../core/dtype.ts';
+import type { TensorLike } from '../../../core/tensor.ts';
+import { dropThreshold } from '../../../problem/philox.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import type { FuncBuilder, Local } from '../asm/func.ts';
+import { i32 } from '../asm/values.ts';
+import type { Addresses, Heap } from '../kernel.ts';
+import type { Side } from '../sides.ts';
+import { layout } from './layout.ts';
+
+export const PARAMS = layout(
+  [
+    'items',
+    'strideQ',
+    'strideK',
+    'strideV',
+    'strideOut',
+    'heads',
+    'sink',
+    'table',
+    'pageSize',
+    'maxPages',
+    'pageBytesK',
+    'pageBytesV',
+    'threshold',
+    'seed0',
+    'seed1',
+    'offset',
+  ],
+  ['scale', 'keepScale'],
+);
+
+/** Allocates and writes the record, with the addresses of the side tensors behind it. */
+export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: number, scale: number): number {
+  const { strides, dtype, dropout, kv, Hq, sides } = problem;
+  const bytes = BYTES[dtype];
+  const params = heap.allocate(PARAMS.bytes + 4 * sides.length);
+  const pages = kv.kind === 'paged' ? kv : { table: new Int32Array(0), pageSize: 0, maxPages: 0 };
+  const table = heap.allocate(Math.max(4, 4 * pages.table.length));
+  heap.i32.set(pages.table, table >>> 2);
+  PARAMS.write(heap, params, {
+    items,
+    strideQ: strides.q.s * bytes,
+    strideK: strides.k.s * bytes,
+    strideV: strides.v.s * bytes,
+    strideOut: strides.out.s * bytes,
+    heads: Hq,
+    sink: at.sink,
+    table,
+    pageSize: pages.pageSize,
+    maxPages: pages.maxPages,
+    pageBytesK: strides.k.b * bytes,
+    pageBytesV: strides.v.b * bytes,
+    threshold: dropout === null ? 0 : dropThreshold(dropout.p),
+    seed0: dropout?.seed[0] ?? 0,
+    seed1: dropout?.seed[1] ?? 0,
+    offset: dropout?.offset ?? 0,
+    scale,
+    keepScale: dropout === null ? 1 : 1 / (1 - dropout.p),
+  });
+  heap.i32.set(at.sides, (params + PARAMS.bytes) >>> 2);
+  return params;
+}
+
+/** Finds side tensors by their place in `sides`. */
+export const sideReader =
+  (f: FuncBuilder, params: Local<'i32'>, sides: readonly TensorLike[]) =>
+  (tensor: TensorLike): Side => ({
+    at: f.let(i32.load(params, PARAMS.bytes + 4 * sides.indexOf(tensor)), 'side'),
+  });

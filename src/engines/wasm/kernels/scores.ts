@@ -1,0 +1,96 @@
+/** Between the two products of a block: modifier, mask and dropout on scores whose lanes are queries. */
+import { LOG2E } from '../../../core/math.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import type { Callable } from '../asm/func.ts';
+import type { ModuleBuilder } from '../asm/module.ts';
+import { f32x4, i32, i32x4, type V128, v128 } from '../asm/values.ts';
+import { philox, splatWord } from '../philox.ts';
+import { iota, Vectors } from '../tile.ts';
+import { asVec, type Expressions, loopOver, masked, timesConstant } from './expressions.ts';
+import { ITEM } from './items.ts';
+import { PARAMS, sideReader } from './params.ts';
+import type { BlockShape, Group, Work } from './softmax.ts';
+
+/**
+ * (params, item, lane0, kv0, group, work, rows): modified and masked scores in place of raw ones, and their maximum anew.
+ * Raw scores are natural with a modifier, base 2 without.
+ */
+export function emitModify(
+  m: ModuleBuilder,
+  name: string,
+  { shape }: BlockShape,
+  group: Group,
+  work: Work,
+  { mod, mask, sides }: Expressions,
+): Callable {
+  const params = {
+    params: 'i32',
+    item: 'i32',
+    lane0: 'i32',
+    kv0: 'i32',
+    group: 'i32',
+    work: 'i32',
+    rows: 'i32',
+  } as const;
+  return m.func(name, params, (f, a) => {
+    const v = new Vectors(f, shape);
+    const kv = f.let(a.kv0, 'kv');
+    const p = f.let(i32.add(a.work, work.p), 'p');
+    const max = v.load(a.group, group.max);
+    const at = {
+      b: f.let(ITEM.i32(a.item, 'b'), 'b'),
+      h: f.let(ITEM.i32(a.item, 'h'), 'h'),
+      lenQ: f.let(ITEM.i32(a.item, 'lenQ'), 'lenQ'),
+      lenK: f.let(ITEM.i32(a.item, 'lenK'), 'lenK'),
+      inner: kv,
+      lane0: a.lane0,
+    };
+    const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
+    const emit = loopOver(v, roots, 'q', at, sideReader(f, a.params, sides));
+    f.for(0, a.rows, 1, () => {
+      const raw = v.load(p);
+      const values = emit(raw);
+      let score = mod ? timesConstant(v, asVec(v, values[0]), LOG2E) : raw;
+      if (mask) score = masked(v, score, values[values.length - 1]);
+      v.store(p, score);
+      v.set(
+        max,
+        v.map((x, y) => f32x4.pmax(x, y), max, score),
+      );
+      f.bump(p, v.bytes);
+      f.bump(kv, 1);
+    });
+    v.store(a.work, max, work.max);
+  });
+}
+
+/** (params, item, lane0, kv0, work, rows): zeroes the weights that dropout drops; the rest are scaled at the end. */
+export function emitDrop(m: ModuleBuilder, { shape }: BlockShape, work: Work): Callable {
+  const params = { params: 'i32', item: 'i32', lane0: 'i32', kv0: 'i32', work: 'i32', rows: 'i32' } as const;
+  return m.func('drop', params, (f, a) => {
+    const v = new Vectors(f, shape);
+    const q = iota(v, a.lane0);
+    const head = i32.add(i32.mul(ITEM.i32(a.item, 'b'), PARAMS.i32(a.params, 'heads')), ITEM.i32(a.item, 'h'));
+    const c2 = splatWord(v, head);
+    const c3 = splatWord(v, PARAMS.i32(a.params, 'offset'));
+    const threshold = splatWord(v, PARAMS.i32(a.params, 'threshold'));
+    const p = f.let(i32.add(a.work, work.p), 'p');
+    const kv = f.let(a.kv0, 'kv');
+    f.for(0, a.rows, 4, () => {
+      const c0 = splatWord(v, i32.shr_u(kv, 2));
+      const key = [PARAMS.i32(a.params, 'seed0'), PARAMS.i32(a.params, 'seed1')] as const;
+      philox(v, [c0, q, c2, c3], key).forEach((word, i) => {
+        const kept = (x: V128, w: V128, t: V128): V128 => v128.and(x, i32x4.ge_u(w, t));
+        v.store(p, v.map(kept, v.load(p, i * v.bytes), word, threshold), i * v.bytes);
+      });
+      f.bump(p, 4 * v.bytes);
+      f.bump(kv, 4);
+    });
+  });
+}
+
+/** Whether scores of full blocks need work, and of partial ones. */
+export const needsModify = (problem: Problem): { full: boolean; partial: boolean } => ({
+  full: problem.mod !== null,
+  partial: problem.mod !== null || problem.mask !== null,
+});
