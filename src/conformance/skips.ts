@@ -4,14 +4,11 @@
  */
 import type { EngineName } from '../engine/contract.ts';
 
-interface Skip {
+export interface Skip {
   readonly engine: EngineName;
   /** A case's id, whole. */
   readonly id: string;
   readonly reason: string;
 }
 
-const SKIPS: readonly Skip[] = [];
-
-export const skipReason = (engine: EngineName, id: string): string | null =>
-  SKIPS.find((skip) => skip.engine === engine && skip.id === id)?.reason ?? null;
+export const SKIPS: readonly Skip[] = [];

@@ -1,14 +1,15 @@
 /** Runs cases of the conformance table on an engine: the same judge for the test runner and for `tilewise check`. */
 import { openEngine } from '../api/registry.ts';
 import { toFloat64 } from '../core/dtype.ts';
+import type { Refusal } from '../core/errors.ts';
 import { type HostTensor, tensor } from '../core/tensor.ts';
 import type { Engine, Pass } from '../engine/contract.ts';
-import { choosePlan } from '../plan/choose.ts';
+import { choosePlan, planOn } from '../plan/choose.ts';
 import type { Plan } from '../plan/plan.ts';
 import { createProblem, type Problem } from '../problem/problem.ts';
 import type { Case } from './cases.ts';
 import { checkSameBits, checkUntouched, type Outputs, type Results, Run } from './execute.ts';
-import { skipReason } from './skips.ts';
+import { SKIPS, type Skip } from './skips.ts';
 import { type Inputs, instantiate, outputsOf, RESULT } from './spec.ts';
 import { judge, scalesOf } from './tolerance.ts';
 
@@ -38,27 +39,42 @@ interface Expected {
   readonly scales: (name: string) => number;
 }
 
-const PASSES: readonly Pass[] = ['forward', 'backward'];
-
-/** Runs both passes of a case (forward alone when it asks for no gradients). @throws only when the harness itself is broken. */
-export async function runCase(one: Case, engine: Engine): Promise<CaseResult[]> {
+/**
+ * Runs both passes of a case; forward alone when the case asks for no gradients, or when the engine has no kernel for backward, which is
+ * then reported as skipped. @throws only when the harness itself is broken.
+ */
+export async function runCase(one: Case, engine: Engine, skips: readonly Skip[] = SKIPS): Promise<CaseResult[]> {
   const { problem, inputs } = instantiate(one.id, one.spec);
   const outputs = outputsOf(problem, one.spec);
-  const passes = problem.grads === null ? PASSES.slice(0, 1) : PASSES;
-  const listed = skipReason(engine.name, one.id);
-  let plan: Plan;
-  try {
-    plan = choosePlan(problem, [engine]);
-  } catch (error) {
-    return passes.map((pass) =>
-      skipped(one, engine, pass, (error as Error).message.split('\n').slice(1).join(';').trim()),
-    );
-  }
-  const results = await attempt(one, engine, plan, problem, inputs, outputs);
+  const listed = skips.find((skip) => skip.engine === engine.name && skip.id === one.id)?.reason ?? null;
+  const whole = planOn(problem, engine);
+  const results =
+    whole.plan !== null
+      ? await attempt(one, engine, whole.plan, problem, inputs, outputs)
+      : await attemptForward(one, engine, problem, inputs, outputs, whole.refusals);
   if (listed === null) return results;
   if (results.every((r) => r.ok))
     return results.map((r) => ({ ...r, ok: false, message: `passes, but is on the skip list: ${listed}` }));
-  return passes.map((pass) => skipped(one, engine, pass, listed));
+  return results.map((r) => skipped(one, engine, r.pass, listed));
+}
+
+async function attemptForward(
+  one: Case,
+  engine: Engine,
+  problem: Problem,
+  inputs: Inputs,
+  outputs: Outputs,
+  refusals: readonly Refusal[],
+): Promise<CaseResult[]> {
+  const reason = (list: readonly Refusal[]): string =>
+    list.map((r) => (r.kernel === undefined ? r.reason : `${r.kernel}: ${r.reason}`)).join('; ');
+  if (problem.grads === null) return [skipped(one, engine, 'forward', reason(refusals))];
+  const alone = createProblem({ ...problem, grads: null });
+  const { plan, refusals: of } = planOn(alone, engine);
+  const backward = skipped(one, engine, 'backward', reason(refusals));
+  if (plan === null) return [skipped(one, engine, 'forward', reason(of)), backward];
+  const given: Inputs = { ...inputs, dOut: null, dLse: null };
+  return [...(await attempt(one, engine, plan, alone, given, { ...outputs, backward: new Map() })), backward];
 }
 
 async function attempt(
@@ -69,7 +85,7 @@ async function attempt(
   inputs: Inputs,
   outputs: Outputs,
 ): Promise<CaseResult[]> {
-  const expected = await expectedOf(one, problem, inputs, outputs);
+  const expected = await expectedOf(one);
   const run = new Run(engine, problem, inputs, outputs);
   const results: CaseResult[] = [];
   try {
@@ -144,10 +160,11 @@ function judgeAll(problem: Problem, outputs: Outputs[Pass], results: Results, { 
 
 const remembered = new WeakMap<Case, Promise<Expected>>();
 
-function expectedOf(one: Case, problem: Problem, inputs: Inputs, outputs: Outputs): Promise<Expected> {
+function expectedOf(one: Case): Promise<Expected> {
   let expected = remembered.get(one);
   if (expected === undefined) {
-    expected = expect(problem, inputs, outputs);
+    const { problem, inputs } = instantiate(one.id, one.spec);
+    expected = expect(problem, inputs, outputsOf(problem, one.spec));
     remembered.set(one, expected);
   }
   return expected;

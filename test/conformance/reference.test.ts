@@ -1,0 +1,4 @@
+import { runTable } from './table.ts';
+
+// Standard attention serves everything.
+await runTable('reference', /^$/);
