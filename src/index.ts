@@ -1,5 +1,7 @@
 /** Tilewise: exact attention, tile by tile, on whatever the machine has. Public exports, nothing else. */
 export { type AttentionResult, attention } from './api/attention.ts';
+export { type AppendOptions, KvCache, type KvCacheOptions } from './api/cache.ts';
+export { attentionDecode, type DecodeOptions } from './api/decode.ts';
 export { explain } from './api/explain.ts';
 export {
   type AttentionWithGrads,
@@ -27,6 +29,7 @@ export {
   openEngine,
   sharedEngine,
 } from './api/registry.ts';
+export { type BoundCalls, type SdpaOptions, scaledDotProductAttention, sdpaKernel } from './api/sdpa.ts';
 export type { Tensor } from './api/tensors.ts';
 export type { DType, FloatDType, HostArray } from './core/dtype.ts';
 export {

@@ -5,8 +5,18 @@ import type { Plan } from '../plan/plan.ts';
 import type { Dropout } from '../problem/problem.ts';
 import type { ForwardOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
-import { isEmpty } from './request.ts';
-import { Arena, bytesNeeded, checkInto, checkRoom, type Inputs, residentSides, resultsOf, rowDtype } from './run.ts';
+import { isEmpty, type View } from './request.ts';
+import {
+  Arena,
+  bytesNeeded,
+  checkInto,
+  checkRoom,
+  deliver,
+  type Inputs,
+  residentSides,
+  resultsOf,
+  rowDtype,
+} from './run.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
 export interface AttentionResult<T extends Tensor> {
@@ -55,8 +65,19 @@ export async function attention(
   v: Tensor,
   options: ForwardOptions = {},
 ): Promise<AttentionResult<Tensor>> {
+  return attentionOf(q, k, v, options, null);
+}
+
+/** `attention` of tensors taken for others, where `view` says so. */
+export async function attentionOf(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ForwardOptions,
+  view: View | null,
+): Promise<AttentionResult<Tensor>> {
   options.signal?.throwIfAborted();
-  const call = await prepareCall(q, k, v, options, null);
+  const call = await prepareCall(q, k, v, options, null, view);
   if (!isEngineTensor(q)) return forwardHost(call, { q, k: k as HostTensor, v: v as HostTensor }, options);
   const scratch = new Arena(call.engine);
   try {
@@ -110,11 +131,4 @@ async function forwardHost(
   } finally {
     arena.release();
   }
-}
-
-/** Into the caller's own array when one was given. */
-function deliver(result: HostTensor, into: Tensor | undefined): HostTensor {
-  if (into === undefined) return result;
-  (into as HostTensor).data.set(result.data);
-  return into as HostTensor;
 }

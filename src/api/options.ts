@@ -1,6 +1,7 @@
 /** What a caller may say about a call. `request.ts` turns it into a Problem; nothing else reads options. */
+import { ArgumentError } from '../core/errors.ts';
 import type { TensorLike } from '../core/tensor.ts';
-import type { Engine, EngineTensor } from '../engine/contract.ts';
+import type { Engine } from '../engine/contract.ts';
 import type { Bool, F32, Mask, MaskContext, Mod, ScoreContext } from '../mods/expr.ts';
 import type { Preferences } from '../plan/choose.ts';
 import type { Layout } from '../problem/problem.ts';
@@ -93,8 +94,7 @@ export interface GradOptions extends AttentionOptions {
   readonly grads?: GradientChoice;
 }
 
-/** Every option name: a misspelt one is an error, not a silent default. */
-export const OPTION_NAMES: ReadonlySet<string> = new Set<keyof ForwardOptions | keyof GradOptions>([
+const OPTION_NAMES: ReadonlySet<string> = new Set<keyof ForwardOptions | keyof GradOptions>([
   'layout',
   'scale',
   'causal',
@@ -116,5 +116,8 @@ export const OPTION_NAMES: ReadonlySet<string> = new Set<keyof ForwardOptions | 
   'grads',
 ]);
 
-/** A gradient's tensor has the kind of the tensors the call was made with. */
-export type Like<T extends Tensor> = T extends EngineTensor ? EngineTensor : T;
+/** A misspelt option is an error, not a silent default. */
+export function checkNames(options: object): void {
+  for (const name of Object.keys(options))
+    if (!OPTION_NAMES.has(name)) throw new ArgumentError('options', `any of ${[...OPTION_NAMES].join(', ')}`, name);
+}

@@ -2,11 +2,11 @@
 import { ArgumentError, type Refusal, UnsupportedError } from '../core/errors.ts';
 import type { TensorLike } from '../core/tensor.ts';
 import type { Engine, Program } from '../engine/contract.ts';
-import { planOn } from '../plan/choose.ts';
+import { type Preferences, planOn } from '../plan/choose.ts';
 import type { Plan } from '../plan/plan.ts';
 import type { AttentionOptions, EngineChoice, GradientChoice } from './options.ts';
 import { AUTO_ORDER, engineNamed, type LoadableEngine, reasonOf, sharedEngine } from './registry.ts';
-import { createRequest, dropoutOf, type Request } from './request.ts';
+import { createRequest, dropoutOf, type Request, type View } from './request.ts';
 import { signatureOf } from './signature.ts';
 import { engineOf, isEngineTensor } from './tensors.ts';
 
@@ -38,30 +38,44 @@ export async function prepareCall(
   v: TensorLike,
   options: AttentionOptions,
   grads: GradientChoice | null,
+  view: View | null = null,
 ): Promise<Call> {
-  const order = orderOf(q, k, v, options);
-  const signature = signatureOf(q, k, v, options, grads);
+  const order = orderOf({ q, k, v }, options);
+  const plain = signatureOf([q, k, v], options, grads);
+  const signature = view === null || plain === null ? plain : `${plain};view=${view.q};${view.k};${view.v}`;
+  const make = (): Request => createRequest(q, k, v, options, grads, view);
+  const call = await prepare(order, signature, make, options.prefer);
+  if (call.request.problem.dropout === null) return call;
+  // A remembered call has another call's dropout state.
+  const problem = Object.freeze({ ...call.request.problem, dropout: dropoutOf(options.dropout) });
+  return { ...call, request: { ...call.request, problem } };
+}
+
+/** The first engine's call under a signature, made and remembered if it is new. Null signatures are never remembered. */
+export async function prepare(
+  order: readonly (Engine | LoadableEngine)[],
+  signature: string | null,
+  make: () => Request,
+  prefer: Preferences | undefined,
+): Promise<Call> {
   let request: Request | undefined;
   let refusals: readonly Refusal[] = [];
   for (const choice of order) {
     let engine: Engine;
-    if (typeof choice !== 'string') engine = choice;
-    else {
-      try {
-        engine = await sharedEngine(choice);
-      } catch (error) {
-        refusals = [...refusals, { engine: choice, reason: reasonOf(error) }];
-        continue;
-      }
+    try {
+      engine = typeof choice === 'string' ? await sharedEngine(choice) : choice;
+    } catch (error) {
+      refusals = [...refusals, { engine: String(choice), reason: reasonOf(error) }];
+      continue;
     }
     const known = signature === null ? undefined : recall(engine, signature);
+    if (known !== undefined && 'plan' in known) return known;
     if (known !== undefined) {
-      if ('plan' in known) return withDropout(known, options);
       refusals = [...refusals, ...known];
       continue;
     }
-    request ??= createRequest(q, k, v, options, grads);
-    const attempt = planOn(request.problem, engine, options.prefer, refusals);
+    request ??= make();
+    const attempt = planOn(request.problem, engine, prefer, refusals);
     if (attempt.plan === null) {
       if (signature !== null) remember(engine, signature, attempt.refusals.slice(refusals.length));
       refusals = attempt.refusals;
@@ -85,46 +99,35 @@ export async function compile(engine: Engine, request: Request, plan: Plan): Pro
 
 /** Engines to try, in order. Tensors in an engine leave no choice. */
 export function orderOf(
-  q: TensorLike,
-  k: TensorLike,
-  v: TensorLike,
-  { engine: choice, ...options }: AttentionOptions,
+  named: Readonly<Record<string, TensorLike>>,
+  { engine: choice, bias, alibi, sink, mask: given, blockSparse }: AttentionOptions,
 ): readonly (Engine | LoadableEngine)[] {
-  const resident = [q, k, v].some((t) => t !== null && typeof t === 'object' && isEngineTensor(t));
-  const { bias, alibi, sink, blockSparse } = options;
-  const mask = typeof options.mask === 'object' && 'dtype' in options.mask ? options.mask : null;
-  const engine = resident
-    ? engineOf({ q, k, v, bias, alibi, sink, mask, 'blockSparse.layout': blockSparse?.layout })
-    : null;
-  if (engine === null) return choicesOf(choice);
-  for (const [name, t] of Object.entries({ q, k, v }))
+  const resident = Object.values(named).some((t) => t !== null && typeof t === 'object' && isEngineTensor(t));
+  if (!resident) return choicesOf(choice);
+  const mask = typeof given === 'object' && 'dtype' in given ? given : null;
+  const engine = engineOf({ ...named, bias, alibi, sink, mask, 'blockSparse.layout': blockSparse?.layout }) as Engine;
+  for (const [name, t] of Object.entries(named))
     if (!isEngineTensor(t))
       throw new ArgumentError(name, `a tensor of the ${engine.name} engine, as the others are`, t);
-  if (choice !== undefined && choice !== 'auto') {
-    const wanted = choicesOf(choice);
-    if (!wanted.some((w) => w === engine || w === engine.name))
-      throw new ArgumentError(
-        'engine',
-        `the ${engine.name} engine, where the tensors are`,
-        wanted.map((w) => (typeof w === 'string' ? w : w.name)),
-      );
-  }
+  checkChosen(engine, choice);
   return [engine];
 }
 
-function choicesOf(choice: EngineChoice | undefined): readonly (Engine | LoadableEngine)[] {
+/** An engine that the tensors decide must be among those asked for. */
+export function checkChosen(engine: Engine, choice: EngineChoice | undefined): void {
+  if (choice === undefined || choice === 'auto') return;
+  const wanted = choicesOf(choice);
+  if (wanted.some((w) => w === engine || w === engine.name)) return;
+  const names = wanted.map((w) => (typeof w === 'string' ? w : w.name));
+  throw new ArgumentError('engine', `the ${engine.name} engine, where the tensors are`, names);
+}
+
+export function choicesOf(choice: EngineChoice | undefined): readonly (Engine | LoadableEngine)[] {
   if (choice === undefined) return DEFAULT_ORDER;
   if (choice === 'auto') return AUTO_ORDER;
   const list = Array.isArray(choice) ? (choice as readonly (Engine | string)[]) : [choice as Engine | string];
   if (list.length === 0) throw new ArgumentError('engine', 'at least one engine', []);
   return list.map((e) => (typeof e === 'string' ? engineNamed(e) : e));
-}
-
-/** The remembered call with this call's dropout state. */
-function withDropout(call: Call, options: AttentionOptions): Call {
-  if (call.request.problem.dropout === null) return call;
-  const problem = Object.freeze({ ...call.request.problem, dropout: dropoutOf(options.dropout) });
-  return { ...call, request: { ...call.request, problem } };
 }
 
 function recall(engine: Engine, signature: string): Call | readonly Refusal[] | undefined {

@@ -15,7 +15,7 @@ import {
 } from '../problem/problem.ts';
 import { domainOf } from '../problem/ranges.ts';
 import { buildExpressions, type Expressions, verifyExpressions } from './expressions.ts';
-import { type AttentionOptions, type GradientChoice, OPTION_NAMES } from './options.ts';
+import { type AttentionOptions, checkNames, type GradientChoice } from './options.ts';
 import { checkTensor } from './tensors.ts';
 
 /** A call's Problem, and the shapes of what it produces. */
@@ -36,6 +36,18 @@ interface Geometry
 }
 
 /**
+ * Dense tensors taken for others of as many elements: `q`, `k`, `v` are shapes of four axes in the call's layout, `out`
+ * and `lse` the shapes that results get.
+ */
+export interface View {
+  readonly q: readonly number[];
+  readonly k: readonly number[];
+  readonly v: readonly number[];
+  readonly out: readonly number[];
+  readonly lse: readonly number[];
+}
+
+/**
  * Checks everything and resolves every default. The tensors may be shapes alone (for `explain`).
  *
  * @param grads null when backward will not be asked for.
@@ -47,16 +59,18 @@ export function createRequest(
   v: TensorLike,
   options: AttentionOptions,
   grads: GradientChoice | null,
+  view: View | null = null,
 ): Request {
-  for (const name of Object.keys(options))
-    if (!OPTION_NAMES.has(name)) throw new ArgumentError('options', `one of ${[...OPTION_NAMES].join(', ')}`, name);
+  checkNames(options);
   for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t, false);
   const dtype = floatDtype(q, k, v);
   const layout = checkLayout(options.layout);
   const { outShape, lseShape, covered, ...sizes } =
-    options.cuSeqlens === undefined
-      ? denseGeometry(q, k, v, layout)
-      : packedGeometry(q, k, v, layout, options.cuSeqlens);
+    view !== null
+      ? viewGeometry(view, layout)
+      : options.cuSeqlens === undefined
+        ? denseGeometry(q, k, v, layout)
+        : packedGeometry(q, k, v, layout, options.cuSeqlens);
   const expressions = buildExpressions(options, sizes);
   const problem = finishProblem({ ...sizes, dtype, kv: { kind: 'strided' } }, expressions, options, grads);
   return { problem, outShape, lseShape, covered };
@@ -97,6 +111,12 @@ function floatDtype(q: TensorLike, k: TensorLike, v: TensorLike): FloatDType {
   for (const [name, t] of [['k', k] as const, ['v', v] as const])
     if (t.dtype !== q.dtype) throw new ArgumentError(name, `dtype ${q.dtype}, as q has`, t);
   return q.dtype;
+}
+
+function viewGeometry(view: View, layout: Layout): Geometry {
+  const shaped = (shape: readonly number[]): TensorLike => ({ dtype: 'f32', shape });
+  const geometry = denseGeometry(shaped(view.q), shaped(view.k), shaped(view.v), layout);
+  return { ...geometry, outShape: view.out, lseShape: view.lse };
 }
 
 function denseGeometry(q: TensorLike, k: TensorLike, v: TensorLike, layout: Layout): Geometry {

@@ -125,3 +125,10 @@ export function checkRoom(call: Call, bytes: number): void {
 }
 
 export const freeBytes = (engine: Engine): number => Math.max(engine.caps.memory - engine.bytesInUse, 0);
+
+/** Into the caller's own array when one was given. */
+export function deliver(result: HostTensor, into: Tensor | undefined): HostTensor {
+  if (into === undefined) return result;
+  (into as HostTensor).data.set(result.data);
+  return into as HostTensor;
+}

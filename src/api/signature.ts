@@ -13,22 +13,21 @@ import { isEngineTensor } from './tensors.ts';
  * not be kept, or it is wrong in a way that only checking will tell.
  */
 export function signatureOf(
-  q: TensorLike,
-  k: TensorLike,
-  v: TensorLike,
+  tensors: readonly TensorLike[],
   options: AttentionOptions,
   grads: GradientChoice | null,
 ): string | null {
-  let text = `${tensorText(q)};${tensorText(k)};${tensorText(v)}`;
+  let text = '';
+  for (const t of tensors) text += `${tensorText(t)};`;
   for (const name of Object.keys(options) as (keyof AttentionOptions)[]) {
     const part = optionText(name, options);
     if (part === null) return null;
-    if (part !== '') text += `;${name}=${part}`;
+    if (part !== '') text += `${name}=${part};`;
   }
   if (grads === null) return text;
   const sides = grads.sides;
   const which = typeof sides === 'object' ? sides.map(idOf).join(' ') : String(sides);
-  return `${text};grads=${grads.q} ${grads.k} ${grads.v} ${grads.sink} ${which}`;
+  return `${text}grads=${grads.q} ${grads.k} ${grads.v} ${grads.sink} ${which}`;
 }
 
 /** Malformed tensors give some text too; it was never cached, so they go on to the checks. */
