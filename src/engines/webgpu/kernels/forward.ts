@@ -1,0 +1,263 @@
+/**
+ * Forward by tiles of queries (FlashAttention-2, algorithm 1): one workgroup walks the keys of its queries, keeps scores and
+ * output in registers and rescales by the running maximum. Base tier: no subgroups, no f16, row maxima through workgroup memory.
+ */
+import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
+import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
+import { unroll, unroll2 } from '../wgsl/text.ts';
+import {
+  addRuns,
+  defineKernel,
+  type Launch,
+  problemTables,
+  refuseShared,
+  type WebGpuCaps,
+  type WebGpuKernel,
+} from './kernel.ts';
+import { declareLoad, declareStore, quadsOf, setBase, setPages } from './rows.ts';
+import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
+import {
+  accumulate,
+  colQuads,
+  declareSum,
+  dot,
+  keepRows,
+  outQuads,
+  placesOf,
+  putScores,
+  rowsOf,
+  threadsOf,
+} from './tile.ts';
+import { reuse, type TileConfig, tile, tileConfigs } from './tiles.ts';
+
+/** How the invocations that share a row agree on its maximum. */
+export type RowMax = 'workgroup' | 'subgroup';
+
+const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
+  const wide = Math.max(problem.D, problem.Dv);
+  if (caps.software) return [tile(8, 8, 4, 32, 8, 16), tile(8, 4, 4, 16, 4, 8)];
+  const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
+  if (wide <= 64) return [tile(8, 8, 8, 64, 8, 32), ...small];
+  if (wide <= 128) return [tile(8, 16, 8, 64, 8, 32), ...small];
+  return [tile(16, 16, 4, 64, 4, 16), tile(8, 16, 4, 64, 4, 16), ...small];
+};
+
+const placing = (problem: Problem) => (t: TileConfig) =>
+  t.keep ? { width: quadsOf(problem, 'v'), keep: quadsOf(problem, 'q') } : { width: quadsOf(problem, 'v') };
+
+export const forward: WebGpuKernel<TileConfig> = defineForward('forward', 'workgroup');
+
+export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileConfig> {
+  return defineKernel({
+    name,
+    pass: 'forward',
+    refuse(problem, caps) {
+      const shared = refuseShared(problem, caps);
+      if (shared !== null) return shared;
+      if (rowMax === 'subgroup') {
+        if (caps.subgroups === null) return 'the device has no subgroups, or no subgroup_id';
+        if (configsOf(problem, caps, rowMax).length === 0)
+          return `subgroups of ${caps.subgroups.min} invocations do not hold the ${8} that share a row`;
+      }
+      return null;
+    },
+    configs: (problem, caps) => configsOf(problem, caps, rowMax),
+    cost(problem, t, caps) {
+      const flops = flopsOf(problem, 'forward');
+      const bytes = tiledBytes(problem, 'forward', rowsOf(t), t.cols);
+      const padding = (rowsOf(t) * ceilDiv(problem.Sq, rowsOf(t))) / Math.max(problem.Sq, 1);
+      const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (rowMax === 'subgroup' ? 1 : 0.9);
+      return { flops, bytes, workspace: 0, seconds: (flops * padding) / rate + bytes / caps.bandwidth / 8 };
+    },
+    shaders: (problem, t) => [emitForward(problem, t, rowMax), ...(problem.uniform ? [] : [fillShader()])],
+    launch: launchForward,
+  });
+}
+
+function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
+  const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
+  return rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
+}
+
+function launchForward(problem: Problem, t: TileConfig): Launch {
+  const { tables, values } = problemTables(problem);
+  if (problem.mask !== null) addRuns(tables, values, problem, 'q', rowsOf(t), t.cols);
+  const grid = [problem.Hq, ceilDiv(problem.Sq, rowsOf(t)), problem.B] as const;
+  return {
+    dispatches: [...unusedRows(problem, values), { shader: 0, grid, params: values }],
+    tables: tables.pack(),
+    workspace: {},
+    zeroed: problem.uniform ? [] : ['out'],
+  };
+}
+
+/** Rows of no sequence are results too: lse is -inf there (and out 0). One shader more, when lengths vary. */
+function fillShader(): Shader {
+  const m = new ModuleBuilder();
+  const lse = m.storage('lse', 'array<f32>', 'read_write');
+  const body = `for (var i = group.x * 64u + local; i < arrayLength(&${lse}); i += groups.x * 64u) {
+${lse}[i] = ${m.param('negInf', 'f32')};
+}`;
+  return m.build({ name: 'fill', threads: 64, body });
+}
+
+const unusedRows = (problem: Problem, params: Record<string, number>): Launch['dispatches'] =>
+  problem.uniform ? [] : [{ shader: 1, grid: [64, 1, 1], params }];
+
+/** Declares the invocation's place in the tile: `tid`, row group `r`, column group `c`. */
+export const placeOf = (t: TileConfig, rowMax: RowMax): string => `${
+  rowMax === 'subgroup'
+    ? '// lanes of a subgroup are neighbours by construction, whatever the order of local indices\nlet tid = subgroup * subgroupSize + lane;'
+    : 'let tid = local;'
+}
+let r = tid / ${t.ct}u;
+let c = tid % ${t.ct}u;`;
+
+/** Head and lengths of workgroup (h, tile, b). Tiles are taken from the last: causal masks leave those the most work. */
+export const headOf = (m: ModuleBuilder, problem: Problem): string => {
+  const table = m.storage('tables', 'array<i32>');
+  return `let h = group.x;
+let b = group.z;
+let hkv = h / ${m.param('group')};
+let bh = b * ${m.param('Hq')} + h;
+let qStart = u32(${table}[b * 4u]);
+let lenQ = u32(${table}[b * 4u + 1u]);
+let kStart = u32(${table}[b * 4u + 2u]);
+let lenK = u32(${table}[b * 4u + 3u]);
+atB = i32(b);
+atH = i32(h);
+atLenQ = i32(lenQ);
+atLenK = i32(lenK);
+${setPages(m, problem)}`;
+};
+
+function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
+  const m = new ModuleBuilder();
+  const vs = colQuads(t);
+  const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
+  const ns = outQuads(t, quadsV);
+  const at = placesOf(t, placing(problem)(t));
+  const operands = {
+    q: { name: 'q', family: 'q' },
+    k: { name: 'k', family: 'k' },
+    v: { name: 'v', family: 'v' },
+  } as const;
+  const out = { name: 'out', family: 'out' } as const;
+
+  declareScores(m, problem, 'kv', false);
+  const q = { load: declareLoad(m, problem, operands.q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
+  const k = { load: declareLoad(m, problem, operands.k, 'u32(atLenK)'), first: 'k0', quads: quadsD };
+  const v = { load: declareLoad(m, problem, operands.v, 'u32(atLenK)'), first: 'k0', quads: quadsV };
+  const store = declareStore(m, problem, out, 'u32(atLenQ)');
+  const lse = m.storage('lse', 'array<f32>', 'read_write');
+  m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
+  m.workgroup('exchange', `array<f32, ${rowsOf(t) * t.ct}>`);
+  const poison = problem.mask === null ? undefined : m.workgroup('poison', 'atomic<u32>');
+
+  const scores = unroll2(t.tm, vs, (i, v) => {
+    const kv = `i32(k0 + 4u * c + ${4 * t.ct * v}u)`;
+    return `s_${i}_${v} = ${logits(m, problem, `s_${i}_${v}`, `q_${i}`, kv)};`;
+  });
+  const masking = unroll2(t.tm, vs, (i, v) => {
+    const kv = `i32(k0 + 4u * c + ${4 * t.ct * v}u)`;
+    return `s_${i}_${v} = select(vec4<f32>(${MASKED}), s_${i}_${v}, ${attends(problem, `q_${i}`, kv)});`;
+  });
+  const ragged = unroll2(t.tm, vs, (i, v) => {
+    const kv = `i32(k0 + 4u * c + ${4 * t.ct * v}u)`;
+    return `s_${i}_${v} = select(vec4<f32>(${MASKED}), s_${i}_${v}, inside4(q_${i}, ${kv}));`;
+  });
+  const doubtful =
+    problem.mask === null
+      ? `if (k0 + ${t.cols}u > lenK) {\n${ragged}\n}`
+      : `if (partial) {\n${masking}\n} else if (k0 + ${t.cols}u > lenK) {\n${ragged}\n}`;
+  const own = (i: number): string =>
+    Array.from({ length: vs }, (_, v) => `s_${i}_${v}`).reduce((a, b) => `max(${a}, ${b})`);
+  const softmax = unroll(
+    t.tm,
+    (i) => `{
+let alpha = exp2(m_${i} - n_${i});
+m_${i} = n_${i};
+l_${i} *= alpha;
+${unroll(ns, (n) => `o_${i}_${n} *= alpha;`)}
+${unroll(
+  vs,
+  (v) => `s_${i}_${v} = exp2(s_${i}_${v} - vec4<f32>(m_${i}));
+l_${i} += (s_${i}_${v}.x + s_${i}_${v}.y) + (s_${i}_${v}.z + s_${i}_${v}.w);${
+    problem.dropout === null
+      ? ''
+      : `\ns_${i}_${v} *= ${dropFactors('kv', `q_${i}`, `i32(k0 + 4u * c + ${4 * t.ct * v}u)`)};`
+  }`,
+)}
+}`,
+  );
+
+  const block = `let k0 = block * ${t.cols}u;
+${dot(t, at, 's', q, k, { kept: t.keep })}
+${scores}
+${doubtful}
+${unroll(t.tm, (i) => `let w_${i} = ${own(i)};\nvar n_${i} = max(max(w_${i}.x, w_${i}.y), max(w_${i}.z, w_${i}.w));`)}
+${rowMax === 'workgroup' ? maxByWorkgroup(t) : maxBySubgroup(t)}
+${unroll(t.tm, (i) => `n_${i} = max(n_${i}, m_${i});`)}
+${softmax}
+${putScores(t, at, 's')}
+${accumulate(t, at, 'o', v, poison === undefined ? {} : { poison, partial: 'partial' })}`;
+
+  const body = `${placeOf(t, rowMax)}
+${headOf(m, problem)}
+let q0 = (groups.y - 1u - group.y) * ${rowsOf(t)}u;
+if (q0 >= lenQ) { return; }
+${setBase(m, problem, operands.q, 'h', 'qStart')}
+${setBase(m, problem, operands.k, 'hkv', 'kStart')}
+${setBase(m, problem, operands.v, 'hkv', 'kStart')}
+${setBase(m, problem, out, 'h', 'qStart')}
+${unroll(t.tm, (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);\nvar m_${i} = ${START};\nvar l_${i} = 0.0;`)}
+${declareSum(t, 'o', quadsV)}
+${t.keep ? keepRows(t, at, q) : ''}
+${overRuns(m, problem, 'q', { b: 'b', h: 'h', row: `q0 / ${rowsOf(t)}u`, blocks: `(lenK + ${t.cols - 1}u) / ${t.cols}u` }, block)}
+workgroupBarrier(); // the exchange's last readers are done
+${unroll(t.tm, (i) => `exchange[(r + ${t.rt * i}u) * ${t.ct}u + c] = l_${i};`)}
+workgroupBarrier(); // partial sums are visible
+${unroll(t.tm, (i) => epilogue(i))}`;
+
+  function epilogue(i: number): string {
+    const row = `u32(q_${i})`;
+    const sink = problem.sink
+      ? `let sink = ${m.storage('sink', 'array<f32>')}[h] * ${LOG2E};
+let top = max(m_${i}, sink);
+sum = sum * exp2(m_${i} - top) + exp2(sink - top);
+factor = exp2(m_${i} - top);
+m_${i} = top;`
+      : '';
+    const [lb, lh, ls] = [m.param('lse_b'), m.param('lse_h'), m.param('lse_s')];
+    return `{
+var sum = 0.0;
+for (var j = 0u; j < ${t.ct}u; j++) { sum += exchange[(r + ${t.rt * i}u) * ${t.ct}u + j]; }
+let attended = m_${i} > ${START};
+var factor = 1.0;
+${sink}
+let share = select(0.0, factor / sum, attended);
+${unroll(ns, (n) => `${store}(${row}, c + ${t.ct * n}u, select(vec4<f32>(0.0), o_${i}_${n} * share, attended));`)}
+if (c == 0u && ${row} < lenQ) {
+${lse}[b * ${lb} + h * ${lh} + (qStart + ${row}) * ${ls}] = select(${m.param('negInf', 'f32')}, (m_${i} + log2(sum)) * ${LN2}, attended);
+}
+}`;
+  }
+
+  return m.build({ name: 'forward', threads: threadsOf(t), subgroups: rowMax === 'subgroup', body });
+}
+
+function maxByWorkgroup(t: TileConfig): string {
+  // The barriers inside dot separate these writes from the reads of the block before.
+  return `${unroll(t.tm, (i) => `exchange[(r + ${t.rt * i}u) * ${t.ct}u + c] = n_${i};`)}
+workgroupBarrier(); // the maxima of a row's invocations are visible
+for (var j = 0u; j < ${t.ct}u; j++) {
+${unroll(t.tm, (i) => `n_${i} = max(n_${i}, exchange[(r + ${t.rt * i}u) * ${t.ct}u + j]);`)}
+}`;
+}
+
+function maxBySubgroup(t: TileConfig): string {
+  const steps = Math.log2(t.ct);
+  return unroll2(steps, t.tm, (s, i) => `n_${i} = max(n_${i}, subgroupShuffleXor(n_${i}, ${2 ** s}u));`);
+}

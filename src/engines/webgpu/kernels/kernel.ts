@@ -1,0 +1,162 @@
+/** What a WebGPU kernel is to the runtime: shaders with named bindings, and per run the numbers that go with them. */
+import type { Caps, Config, Kernel, Listing } from '../../../engine/contract.ts';
+import { printExpr } from '../../../mods/print.ts';
+import { dropThreshold } from '../../../problem/philox.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
+import type { Shader } from '../wgsl/module.ts';
+import { aligned, strideValues } from './rows.ts';
+
+export interface WebGpuCaps extends Caps {
+  readonly engine: 'webgpu';
+  /** Bytes of workgroup memory and invocations of one workgroup. */
+  readonly workgroupMemory: number;
+  readonly invocations: number;
+  /** Storage buffers of one shader, and bytes of one binding. */
+  readonly storageBuffers: number;
+  readonly bindingSize: number;
+  /** Workgroups along one axis of a dispatch. */
+  readonly dispatchSize: number;
+  /** Sizes that a subgroup may have; null without the feature or without `subgroup_id`. */
+  readonly subgroups: { readonly min: number; readonly max: number } | null;
+  readonly f16: boolean;
+  /** The adapter runs on the host's processor: small tiles compile faster and lose nothing. */
+  readonly software: boolean;
+}
+
+export type Grid = readonly [x: number, y: number, z: number];
+
+/** What one run adds to a kernel's shaders. Storage is bound by name: operands, `tables`, or workspace. */
+export interface Launch {
+  /** Dispatches in order; `shader` is an index into `shaders`. An empty grid is left out. */
+  readonly dispatches: readonly { readonly shader: number; readonly grid: Grid; readonly params: ParamValues }[];
+  /** The binding `tables`: small integers that shaders look up. */
+  readonly tables: Int32Array;
+  /** Bytes of each scratch buffer, by binding name. */
+  readonly workspace: Readonly<Record<string, number>>;
+  /** Bindings that must hold zeros (bytes) before the first dispatch. */
+  readonly zeroed: readonly string[];
+}
+
+export type ParamValues = Readonly<Record<string, number>>;
+
+export interface WebGpuKernel<C extends Config = Config> extends Kernel<C, WebGpuCaps> {
+  /** The shaders of a config. Problems with the same `programKey` get the same text. */
+  shaders(problem: Problem, config: C, caps: WebGpuCaps): readonly Shader[];
+  launch(problem: Problem, config: C, caps: WebGpuCaps): Launch;
+}
+
+/** What kernels leave out of their own definition. */
+type Definition<C extends Config> = Omit<WebGpuKernel<C>, 'emit'>;
+
+/** Completes a kernel: the listing is the very text that gets compiled. */
+export const defineKernel = <C extends Config>(kernel: Definition<C>): WebGpuKernel<C> => ({
+  ...kernel,
+  emit: (problem, config, caps): Listing[] =>
+    kernel.shaders(problem, config, caps).map(({ name, code }) => ({ name, text: code })),
+});
+
+/** Everything of a problem that shader text depends on. */
+export function problemKey(problem: Problem): string {
+  const { D, Dv, dtype, kv, mask, mod, sides, sink, dropout, grads, uniform } = problem;
+  const vectors = (['q', 'k', 'v', 'out'] as const).map((f) => Number(aligned(problem, f))).join('');
+  return [
+    `${dtype} ${D} ${Dv} ${vectors}`,
+    kv.kind === 'paged' ? `paged${kv.pageSize}` : '',
+    mask === null ? '' : printExpr(mask.expr, sides),
+    mod === null ? '' : printExpr(mod.expr, sides),
+    uniform ? '' : 'varying',
+    sink ? 'sink' : '',
+    dropout === null ? '' : 'dropout',
+    grads === null ? '' : JSON.stringify(grads),
+  ].join('|');
+}
+
+/** Why no kernel of this engine serves the problem, or null. Names the limit and both numbers. */
+export function refuseShared(problem: Problem, caps: WebGpuCaps): string | null {
+  const { dtype, B, Hq, sides, sink } = problem;
+  if (dtype === 'f64') return 'WGSL has no float64';
+  if (sides.some((s) => s.dtype === 'f64')) return 'WGSL has no float64, and a side tensor is';
+  // q, k, v, out, lse and tables, as forward binds them; backward checks its own.
+  const buffers = 6 + sides.length + (sink ? 1 : 0);
+  if (buffers > caps.storageBuffers) return `${buffers} storage buffers, the device binds ${caps.storageBuffers}`;
+  if (Math.max(B, Hq) > caps.dispatchSize)
+    return `${Math.max(B, Hq)} heads or batches, the device dispatches ${caps.dispatchSize}`;
+  return null;
+}
+
+/** Parameters every shader may ask for. */
+export function sharedValues(problem: Problem): Record<string, number> {
+  const { Hq, Hkv, scale, strides, dropout, kv, Sq, Sk, B } = problem;
+  return {
+    ...strideValues('q', strides.q),
+    ...strideValues('k', strides.k),
+    ...strideValues('v', strides.v),
+    ...strideValues('out', strides.out),
+    ...strideValues('lse', strides.lse),
+    B,
+    Hq,
+    Hkv,
+    Sq,
+    Sk,
+    group: Hkv === 0 ? 1 : Hq / Hkv,
+    scale,
+    scaleLog2: scale * Math.LOG2E,
+    negInf: Number.NEGATIVE_INFINITY,
+    seedLo: dropout?.seed[0] ?? 0,
+    seedHi: dropout?.seed[1] ?? 0,
+    dropOffset: dropout?.offset ?? 0,
+    dropThreshold: dropout === null ? 0 : dropThreshold(dropout.p),
+    dropKeep: dropout === null ? 1 : 1 / (1 - dropout.p),
+    maxPages: kv.kind === 'paged' ? kv.maxPages : 0,
+  };
+}
+
+/** Several integer arrays one after the other, with where each begins. */
+export class Tables {
+  readonly #parts: Int32Array[] = [];
+  #length = 0;
+
+  add(part: Int32Array): number {
+    const at = this.#length;
+    this.#parts.push(part);
+    this.#length += part.length;
+    return at;
+  }
+
+  pack(): Int32Array {
+    const all = new Int32Array(Math.max(4, this.#length));
+    let at = 0;
+    for (const part of this.#parts) {
+      all.set(part, at);
+      at += part.length;
+    }
+    return all;
+  }
+}
+
+/** Sequences and, when paged, the page table: the start of every kernel's tables, with their parameters. */
+export function problemTables(problem: Problem): { tables: Tables; values: Record<string, number> } {
+  const tables = new Tables();
+  tables.add(problem.sequences);
+  const values = sharedValues(problem);
+  if (problem.kv.kind === 'paged') values.pagesAt = tables.add(problem.kv.table);
+  return { tables, values };
+}
+
+/** Adds the block runs a shader loops over, as parameters `<by>RowsAt`, `<by>RunsAt`, `<by>RunsB`, `<by>RunsH`. */
+export function addRuns(
+  tables: Tables,
+  values: Record<string, number>,
+  problem: Problem,
+  by: 'q' | 'kv',
+  blockQ: number,
+  blockK: number,
+): BlockRuns {
+  const runs = blockRuns(problem, by, blockQ, blockK);
+  values[`${by}RowsAt`] = tables.add(runs.rowStart);
+  values[`${by}RunsAt`] = tables.add(runs.runs);
+  values[`${by}RunsB`] = runs.strideB;
+  values[`${by}RunsH`] = runs.strideH;
+  return runs;
+}

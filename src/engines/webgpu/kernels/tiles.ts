@@ -1,0 +1,47 @@
+/** Tile sizes for a head size on a device, from an itemised count of workgroup memory and registers. */
+import { ceilDiv } from '../../../core/math.ts';
+import type { Config } from '../../../engine/contract.ts';
+import type { WebGpuCaps } from './kernel.ts';
+import { type PlaceOptions, placesOf, type Tile, threadsOf } from './tile.ts';
+
+export type TileConfig = Tile & { readonly keep: boolean } & Config;
+
+/** Bytes of workgroup memory of a tile, the row exchange of the softmax included. */
+export function workgroupBytes(t: TileConfig, place: PlaceOptions): number {
+  const exchange = t.rt * t.tm * t.ct * 4;
+  return placesOf(t, place).size * 16 + exchange + 16;
+}
+
+export const fits = (t: TileConfig, place: PlaceOptions, caps: WebGpuCaps): boolean =>
+  threadsOf(t) <= caps.invocations && workgroupBytes(t, place) <= caps.workgroupMemory;
+
+/** The tiles whose arithmetic a kernel has been tuned for, widest first; the last fits the smallest device there is. */
+export function tileConfigs(
+  candidates: readonly TileConfig[],
+  place: (t: TileConfig) => PlaceOptions,
+  caps: WebGpuCaps,
+): TileConfig[] {
+  return candidates.filter((t) => fits(t, place(t), caps));
+}
+
+export const tile = (
+  rt: number,
+  ct: number,
+  tm: number,
+  cols: number,
+  depth: number,
+  span: number,
+  keep = false,
+): TileConfig => ({ rt, ct, tm, cols, depth, span, keep });
+
+/**
+ * Multiply-adds an invocation makes for each vec4 it reads from workgroup memory, relative to the best tile (8 x 8): what the
+ * arithmetic rate of a tile mostly depends on. 0 to 1.
+ */
+export function reuse(t: Tile, quads: number): number {
+  const cols = t.cols / t.ct;
+  const width = 4 * ceilDiv(quads, t.ct);
+  const dot = (t.tm * cols) / (t.tm + cols);
+  const sum = (t.tm * width) / (t.tm + width);
+  return 2 / (1 / dot + 1 / sum) / 4;
+}
