@@ -3,7 +3,7 @@ import { type FloatDType, fromFloat64, toFloat64 } from '../core/dtype.ts';
 import { type HostTensor, sizeOf, tensor } from '../core/tensor.ts';
 import type { Engine, EngineTensor, Operands, Pass, Step } from '../engine/contract.ts';
 import type { Problem } from '../problem/problem.ts';
-import { GUARD, type Inputs, type Output, RESULT } from './spec.ts';
+import type { Inputs, Output } from './spec.ts';
 
 export type Outputs = { readonly [P in Pass]: ReadonlyMap<string, Output> };
 export type Results = ReadonlyMap<string, HostTensor>;
@@ -11,9 +11,9 @@ export type Results = ReadonlyMap<string, HostTensor>;
 /** An element that no result equals by accident, exact in every float type. */
 const SENTINEL = -1536;
 
-/** What an output holds before a run: NaN where results must come, the sentinel in guards. */
-function poison({ dtype, shape, roles }: Output): HostTensor {
-  const values = Float64Array.from(roles, (role) => (role === GUARD ? SENTINEL : Number.NaN));
+/** What an output holds before a run: NaN where results must come, the sentinel elsewhere. */
+function poison({ dtype, shape, covered }: Output): HostTensor {
+  const values = Float64Array.from(covered, (result) => (result ? Number.NaN : SENTINEL));
   return tensor(fromFloat64(dtype as FloatDType, values), shape, dtype);
 }
 
@@ -89,18 +89,14 @@ export class Run {
   }
 }
 
-/** Elements written outside the results, or rows of no sequence left as they were: what is wrong, or null. */
-export function checkUntouched(name: string, output: Output, got: HostTensor): string | null {
+/** What was written where no result belongs, or null. */
+export function checkUntouched(name: string, { covered }: Output, got: HostTensor): string | null {
   const values = toFloat64(got.dtype, got.data);
   const empty = name === 'lse' ? Number.NEGATIVE_INFINITY : 0;
-  for (let a = 0; a < values.length; a++) {
-    const role = output.roles[a];
-    if (role === RESULT || values[a] === empty || (role === GUARD && (values[a] === SENTINEL || values[a] === 0)))
-      continue;
-    if (role === GUARD) return `${name}: a guard at element ${a} was overwritten with ${values[a]}`;
-    return `${name}: element ${a} belongs to no sequence and holds ${values[a]} instead of ${empty}`;
-  }
-  return null;
+  const at = values.findIndex((x, i) => covered[i] === 0 && x !== SENTINEL && x !== empty);
+  return at < 0
+    ? null
+    : `${name}: element ${at} is a guard or belongs to no sequence, and was overwritten with ${values[at]}`;
 }
 
 /** Where two runs differ in any bit, or null. */

@@ -68,16 +68,11 @@ export interface Inputs {
   readonly dLse: HostTensor | null;
 }
 
-/** What the elements of an output are: results, rows of no sequence (written as 0, or -inf for lse), or guards. */
-export const RESULT = 1;
-export const UNUSED_ROW = 0;
-export const GUARD = 2;
-
 export interface Output {
   readonly dtype: DType;
   readonly shape: readonly number[];
-  /** RESULT, UNUSED_ROW or GUARD by element. */
-  readonly roles: Uint8Array;
+  /** 1 where a result comes, 0 in guards and in rows of no sequence, which an engine may leave alone or set to 0 (-inf for lse). */
+  readonly covered: Uint8Array;
 }
 
 export interface Instance {
@@ -271,37 +266,34 @@ function inputsFor(problem: Problem, spec: Spec, r: Resolved, rng: Random): Inpu
   };
 }
 
-/** Every output of a pass by name, with the role of each element. */
+/** Every output of a pass by name. */
 export function outputsOf(
   problem: Problem,
   spec: Spec,
 ): { forward: Map<string, Output>; backward: Map<string, Output> } {
   const shapes = shapesOf(problem, spec);
   const statistics: DType = problem.dtype === 'f64' ? 'f64' : 'f32';
-  const rows = (name: 'q' | 'k' | 'v' | 'out' | 'lse', width: number, guard: number, dtype: DType): Output => {
-    const roles = new Uint8Array(sizeOf(shapes[name])).fill(UNUSED_ROW);
-    const pitch = width + guard;
-    if (guard > 0) for (let a = 0; a < roles.length; a += pitch) roles.fill(GUARD, a + width, a + pitch);
-    eachRow(problem, name === 'k' || name === 'v' ? 'key' : 'query', problem.strides[name], (a) =>
-      roles.fill(RESULT, a, a + width),
-    );
-    return { dtype, shape: shapes[name], roles };
+  const rows = (name: 'q' | 'k' | 'v' | 'out' | 'lse', width: number, dtype: DType): Output => {
+    const covered = new Uint8Array(sizeOf(shapes[name]));
+    eachRow(problem, name === 'k' || name === 'v' ? 'key' : 'query', problem.strides[name], (a) => {
+      covered.fill(1, a, a + width);
+    });
+    return { dtype, shape: shapes[name], covered };
   };
   const whole = (shape: readonly number[]): Output => ({
     dtype: statistics,
     shape,
-    roles: new Uint8Array(sizeOf(shape)).fill(RESULT),
+    covered: new Uint8Array(sizeOf(shape)).fill(1),
   });
-  const guard = spec.guard ?? 0;
   const forward = new Map([
-    ['out', rows('out', problem.Dv, guard, problem.dtype)],
-    ['lse', rows('lse', 1, 0, statistics)],
+    ['out', rows('out', problem.Dv, problem.dtype)],
+    ['lse', rows('lse', 1, statistics)],
   ]);
   const backward = new Map<string, Output>();
   const { grads } = problem;
-  if (grads?.q) backward.set('dq', rows('q', problem.D, guard, problem.dtype));
-  if (grads?.k) backward.set('dk', rows('k', problem.D, guard, problem.dtype));
-  if (grads?.v) backward.set('dv', rows('v', problem.Dv, guard, problem.dtype));
+  if (grads?.q) backward.set('dq', rows('q', problem.D, problem.dtype));
+  if (grads?.k) backward.set('dk', rows('k', problem.D, problem.dtype));
+  if (grads?.v) backward.set('dv', rows('v', problem.Dv, problem.dtype));
   grads?.sides.forEach((wanted, i) => {
     if (wanted) backward.set(`dSide${i}`, whole(problem.sides[i].shape));
   });

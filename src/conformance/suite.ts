@@ -10,7 +10,7 @@ import { createProblem, type Problem } from '../problem/problem.ts';
 import type { Case } from './cases.ts';
 import { checkSameBits, checkUntouched, type Outputs, type Results, Run } from './execute.ts';
 import { SKIPS, type Skip } from './skips.ts';
-import { type Inputs, instantiate, outputsOf, RESULT } from './spec.ts';
+import { type Inputs, instantiate, outputsOf } from './spec.ts';
 import { judge, scalesOf } from './tolerance.ts';
 
 /** What one pass of a case came to. */
@@ -189,7 +189,7 @@ async function expect(problem: Problem, inputs: Inputs, outputs: Outputs): Promi
   const standard = await resultsOf('storage', problem, inputs, outputs);
   // No case means to give NaN: an oracle with one would only let an engine's NaN pass.
   for (const [name, output] of [...outputs.forward, ...outputs.backward])
-    if (exact.get(name)!.data.some((x, i) => output.roles[i] === RESULT && Number.isNaN(x)))
+    if (exact.get(name)!.data.some((x, i) => output.covered[i] === 1 && Number.isNaN(x)))
       throw new Error(`the oracle's ${name} holds NaN`);
   return { exact, standard, scales: scalesOf(problem, inputs, exact) };
 }

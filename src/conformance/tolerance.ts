@@ -5,7 +5,7 @@
 import { type FloatDType, toFloat64, UNIT_ROUNDOFF } from '../core/dtype.ts';
 import type { HostTensor } from '../core/tensor.ts';
 import type { Problem } from '../problem/problem.ts';
-import { eachRow, type Inputs, type Output, RESULT } from './spec.ts';
+import { eachRow, type Inputs, type Output } from './spec.ts';
 
 export interface Verdict {
   readonly ok: boolean;
@@ -83,7 +83,7 @@ export function judge(
   let theirs = 0;
   let top = 0;
   for (let a = 0; a < x.length; a++) {
-    if (output.roles[a] !== RESULT) continue;
+    if (output.covered[a] === 0) continue;
     if (!Number.isFinite(y[a])) {
       if (Object.is(x[a], y[a])) continue;
       return { ok: false, error: Number.NaN, allowed: 0, message: `${name}[${a}]: expected ${y[a]}, got ${x[a]}` };

@@ -127,7 +127,7 @@ caught('a guard that was overwritten', 'heads/guards', ['forward'], {
 caught('a row that was never written', 'sizes/above', ['forward'], {
   after: (pass, o, p) => pass === 'forward' && edit(o.out, (y, i) => (i < p.Dv ? Number.NaN : y)),
 });
-caught('a row of no sequence left as it was', 'packed/packed', ['forward'], {
+caught('a write to a row of no sequence', 'packed/packed', ['forward'], {
   after: (pass, o, p) => pass === 'forward' && edit(o.out, (y, i) => (i === o.out.shape[2] * p.Dv - 1 ? 3 : y)),
 });
 caught('NaN where lse is -inf', 'masks/causal-tall', ['forward'], {
