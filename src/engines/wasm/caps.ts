@@ -7,7 +7,7 @@ import { exportsOf } from './job.ts';
 import type { WasmCaps } from './kernel.ts';
 
 /** FLOP/s one thread sustains in the forward kernel, by what it can use: measured on a 3.5 GHz AVX2 machine. */
-const RATE = { wide: 70e9, relaxed: 40e9, plain: 27e9 };
+const RATE = { 512: 130e9, 256: 80e9, wide: 70e9, relaxed: 40e9, plain: 27e9 };
 /** Bytes/s of main memory, all threads: a cautious figure for any desktop or server. */
 const BANDWIDTH = 10e9;
 /** Beyond this many threads the gain of a worker does not pay for its isolate (a few MiB each). */
@@ -42,9 +42,15 @@ export function hardwareThreads(): number {
 }
 
 /** `threads` and `limit` are what was opened; `note` says why threads are fewer than the hardware's. */
-export function describe(threads: number, limit: number, wide: boolean, note: string | null): WasmCaps {
+export function describe(
+  threads: number,
+  limit: number,
+  wide: boolean,
+  native: 0 | 256 | 512,
+  note: string | null,
+): WasmCaps {
   const relaxed = fuses();
-  const rate = wide ? RATE.wide : relaxed ? RATE.relaxed : RATE.plain;
+  const rate = native > 0 ? RATE[native as 256 | 512] : wide ? RATE.wide : relaxed ? RATE.relaxed : RATE.plain;
   const processor = nodeOs()?.cpus()[0]?.model.trim() ?? 'processor of this browser';
   const unroll = keepsOrder();
   return {
@@ -54,6 +60,7 @@ export function describe(threads: number, limit: number, wide: boolean, note: st
       simd: true,
       'relaxed simd': relaxed,
       revectorize: wide,
+      'machine code': native === 0 ? false : `${native}-bit products`,
       unroll,
       threads,
       'shared memory': threads > 1,
@@ -66,6 +73,7 @@ export function describe(threads: number, limit: number, wide: boolean, note: st
     bandwidth: BANDWIDTH,
     relaxed,
     wide,
+    native,
     unroll,
     shared: threads > 1,
     threads,

@@ -19,10 +19,13 @@ import type {
 import type { Problem } from '../../problem/problem.ts';
 import { describe, hardwareThreads, oneThreadReason, refusal } from './caps.ts';
 import { MAX_MEMORY, WasmHeap } from './heap.ts';
+import { environment } from './host.ts';
 import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
 import { KERNELS } from './kernels/all.ts';
+import { productName } from './native/gemm.ts';
+import { openNative } from './native/host.ts';
 import { compileWide, unavailable, wanted } from './revectorize.ts';
-import { Runtime } from './runtime.ts';
+import { type Built, Runtime } from './runtime.ts';
 import { selfTest } from './selftest.ts';
 import { WasmTensor } from './tensor.ts';
 import { Pool } from './workers.ts';
@@ -36,6 +39,11 @@ export interface WasmOptions {
    * Default: whether the environment has TILEWISE_REVECTORIZE=1.
    */
   readonly revectorize?: boolean | undefined;
+  /**
+   * Runs the matrix products in x86-64 machine code that the library writes itself, where the processor has AVX2 or AVX-512 and
+   * the optional package koffi is installed (Linux). Default: whether the environment has TILEWISE_NATIVE=1.
+   */
+  readonly native?: boolean | undefined;
   /** Most bytes of tensors and workspaces, at most 4 GiB (the default). */
   readonly memory?: number | undefined;
   /** Checks on freeing that nothing was written beside a block: for tests. */
@@ -47,7 +55,7 @@ export async function probe(): Promise<Probe> {
   const reason = refusal();
   if (reason !== null) return { engine: 'wasm', available: false, reason };
   const alone = oneThreadReason();
-  const caps = describe(alone === null ? hardwareThreads() : 1, MAX_MEMORY, false, alone);
+  const caps = describe(alone === null ? hardwareThreads() : 1, MAX_MEMORY, false, 0, alone);
   const wide = unavailable() === null ? 'revectorize can be asked for' : unavailable();
   const simd = caps.relaxed ? 'relaxed simd' : 'simd without fused multiply-add';
   return { engine: 'wasm', available: true, detail: [caps.device, simd, alone ?? 'shared memory', wide].join(', ') };
@@ -69,22 +77,29 @@ export async function open(options: WasmOptions = {}): Promise<WasmEngine> {
   let note = asked === 1 ? null : oneThreadReason();
   let threads = note === null ? (asked ?? hardwareThreads()) : 1;
   const wide = wanted(options.revectorize) && unavailable() === null;
+  const asHost = (options.native ?? environment('TILEWISE_NATIVE') === '1') ? await openNative() : null;
+  const native = typeof asHost === 'string' ? null : asHost;
+  const bits = native === null ? 0 : native.width === 64 ? 512 : 256;
   let heap = new WasmHeap({ shared: threads > 1, limit: memory, guards });
   let pool: Pool | null = null;
   if (threads > 1) {
     try {
-      pool = await Pool.open(heap.memory, threads);
+      pool = await Pool.open(heap.memory, threads, native !== null);
     } catch (error) {
       note = `one thread: ${error instanceof Error ? error.message : String(error)}`;
       threads = 1;
       heap = new WasmHeap({ shared: false, limit: memory, guards });
     }
   }
-  const engine = new WasmEngine(new Runtime(heap, pool), describe(threads, heap.limit, wide, note));
+  if (typeof asHost === 'string') note = note === null ? asHost : `${note}; ${asHost}`;
+  const engine = new WasmEngine(new Runtime(heap, pool, native), describe(threads, heap.limit, wide, bits, note));
   if (!wide) return engine;
   const fault = await selfTest(KERNELS, engine.caps);
   if (fault === null) return engine;
-  return new WasmEngine(engine.runtime, describe(threads, heap.limit, false, [note, fault].filter(Boolean).join('; ')));
+  return new WasmEngine(
+    engine.runtime,
+    describe(threads, heap.limit, false, bits, [note, fault].filter(Boolean).join('; ')),
+  );
 }
 
 export class WasmEngine implements Engine {
@@ -147,7 +162,7 @@ export class WasmEngine implements Engine {
     if (kernel === undefined) throw new ArgumentError('step', `a kernel of the wasm engine`, step.kernel);
     const { caps, runtime } = this;
     const key = kernel.key(problem, step.config, caps);
-    const load = () => runtime.program(key, () => build(kernel, problem, step, caps));
+    const load = () => runtime.program(key, () => build(kernel, problem, step, caps, runtime));
     await load();
     const seconds = step.cost.seconds * caps.threads;
     return {
@@ -205,10 +220,12 @@ async function build(
   problem: Problem,
   step: Step,
   caps: WasmCaps,
-): Promise<{ module: WebAssembly.Module; scratch: number }> {
-  const { module: bytes, scratch } = kernel.compile(problem, step.config, caps);
+  { native }: Runtime,
+): Promise<Built> {
+  const { module: bytes, scratch, products: kinds = [] } = kernel.compile(problem, step.config, caps);
   try {
-    return { module: caps.wide ? compileWide(bytes) : await WebAssembly.compile(bytes), scratch };
+    const products = kinds.map((kind) => [productName(kind), native?.place(kind) ?? 0n] as const);
+    return { module: caps.wide ? compileWide(bytes) : await WebAssembly.compile(bytes), scratch, products };
   } catch (cause) {
     throw new DeviceError('wasm', `kernel ${kernel.name} does not compile: ${String(cause)}`, { cause });
   }

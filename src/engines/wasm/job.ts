@@ -31,9 +31,16 @@ export const controlWords = (workers: number): number => wakeWord(workers);
 /** An exported phase: see kernel.ts. */
 export type Entry = (params: number, item: number, step: number, scratch: number) => void;
 
+/** Functions a module imports beside the memory. */
+export type Imports = Readonly<Record<string, (descriptor: number) => void>>;
+
 /** The functions a module exports, in its own order. */
-export function exportsOf(module: WebAssembly.Module, memory: WebAssembly.Memory): Map<string, Entry> {
-  const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+export function exportsOf(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory,
+  imports: Imports = {},
+): Map<string, Entry> {
+  const { exports } = new WebAssembly.Instance(module, { env: { memory, ...imports } });
   return new Map(Object.entries(exports).filter((e): e is [string, Entry] => typeof e[1] === 'function'));
 }
 

@@ -20,6 +20,7 @@ import {
   writeJob,
 } from './job.ts';
 import type { Heap, Launch } from './kernel.ts';
+import { bindProducts, type NativeHost, type PlacedProducts } from './native/host.ts';
 import type { Pool } from './workers.ts';
 
 /** Predicted single-thread seconds from which waking the workers (20 to 60 us) pays. */
@@ -28,6 +29,13 @@ const POOL_FROM = 150e-6;
 const TURN = 15;
 /** Programs kept compiled; the one used longest ago goes first. */
 const PROGRAMS = 256;
+
+/** What compiling gives: see `Compiled` in kernel.ts. */
+export interface Built {
+  readonly module: WebAssembly.Module;
+  readonly scratch: number;
+  readonly products: PlacedProducts;
+}
 
 /** A compiled module with its instance on the calling thread. */
 export interface Loaded {
@@ -41,6 +49,7 @@ export interface Loaded {
 
 export class Runtime {
   readonly heap: WasmHeap;
+  readonly native: NativeHost | null;
   readonly #pool: Pool | null;
   readonly #programs = new Map<string, Promise<Loaded>>();
   readonly #control = new Int32Array(controlWords(0));
@@ -49,8 +58,9 @@ export class Runtime {
   #tail: Promise<void> | null = null;
   #closed = false;
 
-  constructor(heap: WasmHeap, pool: Pool | null) {
+  constructor(heap: WasmHeap, pool: Pool | null, native: NativeHost | null) {
     this.heap = heap;
+    this.native = native;
     this.#pool = pool;
   }
 
@@ -63,7 +73,7 @@ export class Runtime {
   }
 
   /** The program of a key, compiled by `compile` when it is not known yet. */
-  program(key: string, compile: () => Promise<{ module: WebAssembly.Module; scratch: number }>): Promise<Loaded> {
+  program(key: string, compile: () => Promise<Built>): Promise<Loaded> {
     const known = this.#programs.get(key);
     const found = known ?? this.#load(compile);
     // Insertion order is order of use.
@@ -144,15 +154,16 @@ export class Runtime {
     this.#pool?.abort();
     while (this.#tail !== null) await this.#tail;
     await this.#pool?.close();
+    this.native?.close();
     this.#programs.clear();
   }
 
-  async #load(compile: () => Promise<{ module: WebAssembly.Module; scratch: number }>): Promise<Loaded> {
-    const { module, scratch } = await compile();
+  async #load(compile: () => Promise<Built>): Promise<Loaded> {
+    const { module, scratch, products } = await compile();
     this.check();
-    const entries = exportsOf(module, this.heap.memory);
+    const entries = exportsOf(module, this.heap.memory, bindProducts(this.native, products, this.heap.memory));
     const id = this.#ids++;
-    this.#pool?.load(id, module);
+    this.#pool?.load(id, module, products);
     return {
       id,
       entries: [...entries.values()],

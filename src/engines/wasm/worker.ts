@@ -4,6 +4,7 @@
  */
 import { nodeThreads } from './host.ts';
 import { type Entry, exportsOf, leave, MAIL, programOf, wakeWord, work } from './job.ts';
+import { bindProducts, type NativeHost, openNative, type PlacedProducts } from './native/host.ts';
 
 /** What the pool tells a worker. */
 export type Letter =
@@ -12,8 +13,15 @@ export type Letter =
       readonly worker: number;
       readonly memory: WebAssembly.Memory;
       readonly control: Int32Array;
+      /** Whether modules may import products in machine code. */
+      readonly native: boolean;
     }
-  | { readonly kind: 'load'; readonly program: number; readonly module: WebAssembly.Module }
+  | {
+      readonly kind: 'load';
+      readonly program: number;
+      readonly module: WebAssembly.Module;
+      readonly products: PlacedProducts;
+    }
   | { readonly kind: 'drop'; readonly program: number }
   /** Every letter up to number `mail` was posted: sleep and work until there is a later one. */
   | { readonly kind: 'park'; readonly mail: number };
@@ -29,6 +37,7 @@ interface State {
   readonly memory: WebAssembly.Memory;
   readonly control: Int32Array;
   readonly programs: Map<number, Entry[]>;
+  readonly native: NativeHost | null;
   jobs: number;
 }
 
@@ -53,14 +62,20 @@ function park(state: State, mail: number, answer: (answer: Answer) => void): voi
 
 function reader(answer: (answer: Answer) => void): (letter: Letter) => void {
   let state: State | null = null;
+  const start = async (letter: Extract<Letter, { kind: 'start' }>): Promise<void> => {
+    const native = letter.native ? await openNative() : null;
+    if (typeof native === 'string') throw new Error(native);
+    state = { ...letter, native, programs: new Map(), jobs: 0 };
+    answer({ kind: 'ready' });
+  };
   return (letter) => {
-    if (letter.kind === 'start') {
-      state = { ...letter, programs: new Map(), jobs: 0 };
-      answer({ kind: 'ready' });
-    } else if (state !== null) {
-      if (letter.kind === 'load')
-        state.programs.set(letter.program, [...exportsOf(letter.module, state.memory).values()]);
-      else if (letter.kind === 'drop') state.programs.delete(letter.program);
+    if (letter.kind === 'start') void start(letter);
+    else if (state !== null) {
+      if (letter.kind === 'load') {
+        const { program, module, products } = letter;
+        const imports = bindProducts(state.native, products, state.memory);
+        state.programs.set(program, [...exportsOf(module, state.memory, imports).values()]);
+      } else if (letter.kind === 'drop') state.programs.delete(letter.program);
       else park(state, letter.mail, answer);
     }
   };

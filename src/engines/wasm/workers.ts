@@ -2,6 +2,7 @@
 import { DeviceError, DisposedError } from '../../core/errors.ts';
 import { nodeThreads } from './host.ts';
 import { CALLS, controlWords, type Job, MAIL, STOP, STOP_ABORT, STOP_TRAP, wakeWord, writeJob } from './job.ts';
+import type { PlacedProducts } from './native/host.ts';
 import type { Answer, Letter } from './worker.ts';
 
 /** A worker thread of Node or of the web, as the pool sees it. */
@@ -30,28 +31,30 @@ interface Waiter {
 export class Pool {
   readonly size: number;
   readonly #memory: WebAssembly.Memory;
-  readonly #modules = new Map<number, WebAssembly.Module>();
+  readonly #native: boolean;
+  readonly #modules = new Map<number, { readonly module: WebAssembly.Module; readonly products: PlacedProducts }>();
   /** Null after a death, until the next job. */
   #crew: Crew | null = null;
   #waiter: Waiter | null = null;
   #closed = false;
 
-  private constructor(memory: WebAssembly.Memory, size: number) {
+  private constructor(memory: WebAssembly.Memory, size: number, native: boolean) {
     this.#memory = memory;
+    this.#native = native;
     this.size = size;
   }
 
   /** Starts `size` workers on a shared memory. @throws DeviceError when the host starts none. */
-  static async open(memory: WebAssembly.Memory, size: number): Promise<Pool> {
-    const pool = new Pool(memory, size);
+  static async open(memory: WebAssembly.Memory, size: number, native: boolean): Promise<Pool> {
+    const pool = new Pool(memory, size, native);
     pool.#crew = await pool.#muster();
     return pool;
   }
 
   /** Makes a module known to all workers under an id. */
-  load(program: number, module: WebAssembly.Module): void {
-    this.#modules.set(program, module);
-    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module });
+  load(program: number, module: WebAssembly.Module, products: PlacedProducts): void {
+    this.#modules.set(program, { module, products });
+    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module, products });
   }
 
   drop(program: number): void {
@@ -119,7 +122,7 @@ export class Pool {
             },
           );
           threads.push(thread);
-          thread.post({ kind: 'start', worker, memory: this.#memory, control });
+          thread.post({ kind: 'start', worker, memory: this.#memory, control, native: this.#native });
         });
       });
       await Promise.all(ready);
@@ -132,7 +135,7 @@ export class Pool {
       throw new DisposedError('a wasm engine');
     }
     for (const thread of threads) thread.hold(false);
-    for (const [program, module] of this.#modules) tell(crew, { kind: 'load', program, module });
+    for (const [program, loaded] of this.#modules) tell(crew, { kind: 'load', program, ...loaded });
     return crew;
   }
 

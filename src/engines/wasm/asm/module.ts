@@ -13,10 +13,19 @@ type Locals<P extends Readonly<Record<string, ValType>>> = { [K in keyof P]: Loc
 
 export class ModuleBuilder {
   readonly #functions: { readonly f: FuncBuilder; readonly exported: boolean }[] = [];
+  readonly #imports: Callable[] = [];
   readonly #shared: boolean;
 
   constructor(shared: boolean) {
     this.#shared = shared;
+  }
+
+  /** Declares the imported function `env.<name>`, without result. Imports come before definitions. */
+  extern<const P extends readonly ValType[]>(name: string, params: P): Callable<P> {
+    if (this.#functions.length > 0) throw new TypeError(`${name}: imports come before definitions`);
+    const callable = { name, index: this.#imports.length, params };
+    this.#imports.push(callable);
+    return callable;
   }
 
   /**
@@ -29,7 +38,7 @@ export class ModuleBuilder {
     emit: (f: FuncBuilder, p: Locals<P>) => void,
     exported = false,
   ): Callable {
-    const f = new FuncBuilder(name, this.#functions.length);
+    const f = new FuncBuilder(name, this.#imports.length + this.#functions.length);
     const locals = Object.fromEntries(Object.entries(params).map(([key, type]) => [key, f.param(type, key)]));
     this.#functions.push({ f, exported });
     emit(f, locals as Locals<P>);
@@ -39,7 +48,7 @@ export class ModuleBuilder {
   bytes(): Uint8Array<ArrayBuffer> {
     const out = [0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00];
     const functions = this.#functions.map(({ f }) => f);
-    const signatures = [...new Set(functions.map(signature))];
+    const signatures = [...new Set([...this.#imports, ...functions].map(signature))];
     section(1, out, (s) => {
       unsigned(signatures.length, s);
       for (const types of signatures) {
@@ -51,7 +60,13 @@ export class ModuleBuilder {
       }
     });
     section(2, out, (s) => {
-      s.push(1);
+      unsigned(1 + this.#imports.length, s);
+      for (const callable of this.#imports) {
+        text('env', s);
+        text(callable.name, s);
+        s.push(0x00);
+        unsigned(signatures.indexOf(signature(callable)), s);
+      }
       text('env', s);
       text('memory', s);
       s.push(0x02, this.#shared ? 0x03 : 0x01);
@@ -91,12 +106,16 @@ export class ModuleBuilder {
 
   text(): string {
     const memory = `  (import "env" "memory" (memory 1 ${MAX_PAGES}${this.#shared ? ' shared' : ''}))`;
+    const imports = this.#imports.map(
+      (c) => `  (import "env" "${c.name}" (func $${c.name} (param ${c.params.join(' ')})))`,
+    );
     const functions = this.#functions.map(({ f, exported }) => printFunction(f, exported));
-    return ['(module', memory, ...functions, ')', ''].join('\n');
+    return ['(module', memory, ...imports, ...functions, ')', ''].join('\n');
   }
 }
 
-const signature = (f: FuncBuilder): string => f.params.map((p: Val) => p.type).join(' ');
+const signature = ({ params }: FuncBuilder | Callable): string =>
+  params.map((p: Val | ValType) => (typeof p === 'string' ? p : p.type)).join(' ');
 
 /** Locals in runs of one type, then the code. */
 function functionBody(f: FuncBuilder): number[] {

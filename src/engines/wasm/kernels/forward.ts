@@ -172,7 +172,7 @@ export const forward: WasmKernel<ForwardConfig> = {
   configs: (_problem, caps) => {
     const { lanes } = shapeOf(caps);
     return [
-      { blockQ: 4 * lanes, blockK: 96 },
+      { blockQ: 4 * lanes, blockK: 48 },
       { blockQ: 2 * lanes, blockK: 48 },
     ];
   },

@@ -3,13 +3,7 @@
  * first and made executable afterwards, never both. Linux on x86-64 only: other systems differ in calling convention or in
  * how memory becomes executable, and the WASM code serves them.
  */
-import { emitGemm, type GemmStart } from './gemm.ts';
-
-/** One product routine: N columns, and how C is entered. */
-export interface GemmKind {
-  readonly N: number;
-  readonly start: GemmStart;
-}
+import { emitGemm, type GemmKind, productName } from './gemm.ts';
 
 /** `base` and `descriptor` as in gemm.ts; both in bytes. */
 export type GemmFunction = (base: bigint, descriptor: number) => void;
@@ -51,7 +45,7 @@ export class NativeHost {
 
   /** Address of the routine for `kind`, emitted once. @throws Error when the system refuses executable memory. */
   place(kind: GemmKind): bigint {
-    const key = `${kind.N}.${kind.start}`;
+    const key = productName(kind);
     const found = this.placed.get(key);
     if (found !== undefined) return found;
     const code = emitGemm(this.width, kind.N, kind.start);
@@ -81,6 +75,25 @@ export class NativeHost {
     this.pages.length = 0;
     this.placed.clear();
   }
+}
+
+/** Addresses of the routines a module imports, by import name. */
+export type PlacedProducts = readonly (readonly [name: string, at: bigint])[];
+
+/** The imports of a module on this thread. */
+export function bindProducts(
+  host: NativeHost | null,
+  products: PlacedProducts,
+  memory: WebAssembly.Memory,
+): Record<string, (descriptor: number) => void> {
+  if (host === null || products.length === 0) return {};
+  const base = host.baseOf(memory);
+  return Object.fromEntries(
+    products.map(([name, at]) => {
+      const call = host.bind(at);
+      return [name, (descriptor: number) => call(base, descriptor >>> 0)];
+    }),
+  );
 }
 
 /** Opens the host, or says in a sentence why it cannot be. */
