@@ -1,0 +1,52 @@
+/** The CUDA engine's two entry points: can it run here, and open it. */
+import { DeviceError } from '../../core/errors.ts';
+import type { Probe } from '../../engine/contract.ts';
+import type { Driver } from './driver/api.ts';
+import { Device } from './driver/device.ts';
+import { loadDriver } from './driver/library.ts';
+import { CudaEngine, type CudaEngineOptions } from './engine.ts';
+
+export type { CudaEngine } from './engine.ts';
+export type { CudaTensor } from './tensor.ts';
+
+/** The oldest GPUs with the instructions the kernels use: Ampere. */
+const OLDEST = 80;
+
+export interface CudaOptions extends CudaEngineOptions {
+  /** Which GPU, by the driver's numbering. */
+  readonly device?: number | undefined;
+  /** An existing CUcontext by its handle; by default the device's primary context, which other libraries share. */
+  readonly context?: number | undefined;
+  /** Stands in for libcuda: for tests. */
+  readonly driver?: Driver | undefined;
+}
+
+/** Names the GPU, driver, capability and free memory, or says why there is none. */
+export async function probe(options: CudaOptions = {}): Promise<Probe> {
+  try {
+    const device = Device.open(options.driver ?? (await loadDriver()), options.device ?? 0);
+    const { name, driver, capability } = device.info;
+    const { free, total } = device.memory();
+    device.close();
+    if (capability < OLDEST) return { engine: 'cuda', available: false, reason: tooOld(name, capability) };
+    const gib = (bytes: number): string => (bytes / 2 ** 30).toFixed(1);
+    const detail = `${name}, compute capability ${capability / 10}, driver for CUDA ${driver}`;
+    return { engine: 'cuda', available: true, detail: `${detail}, ${gib(free)} of ${gib(total)} GiB free` };
+  } catch (error) {
+    return { engine: 'cuda', available: false, reason: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** Opens a GPU. @throws DeviceError saying what is missing: koffi, the driver, the device, or a newer one. */
+export async function open(options: CudaOptions = {}): Promise<CudaEngine> {
+  const device = Device.open(options.driver ?? (await loadDriver()), options.device ?? 0, options.context);
+  const { name, capability } = device.info;
+  if (capability < OLDEST) {
+    device.close();
+    throw new DeviceError('cuda', tooOld(name, capability));
+  }
+  return new CudaEngine(device, options);
+}
+
+const tooOld = (name: string, capability: number): string =>
+  `${name} has compute capability ${capability / 10}; 8.0 (Ampere) or later is needed`;

@@ -1,0 +1,409 @@
+/**
+ * Forward by tiles (Dao, "FlashAttention-2", 2023, algorithm 1) on the tensor cores of Ampere and later.
+ *
+ * A block of threads owns blockQ queries of one head; a warp owns 16 or 32 of its rows. Blocks of keys and values arrive by
+ * asynchronous copies one step ahead of their use. Scores stay in the accumulators, where the modifier, the mask and the
+ * running softmax see them; as probabilities they are the left operand of the second product without leaving registers.
+ * Exponents are base 2 with the scale folded in; old output is rescaled only when some row of the warp found a new maximum.
+ */
+import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
+import type { Cost } from '../../../engine/contract.ts';
+import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { blockRuns } from '../../../problem/ranges.ts';
+import type { CudaCaps, CudaKernel } from '../kernel.ts';
+import { Assembler, type KernelText } from '../ptx/assembler.ts';
+import type { Reg } from '../ptx/registers.ts';
+import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
+import { dropoutOf } from './dropout.ts';
+import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
+import { loaderOf, tileBytes } from './loader.ts';
+import { fill, take } from './parameters.ts';
+import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
+import { columnPositions, rowPositions, scorerOf } from './scores.ts';
+import { type Spec, specOf } from './spec.ts';
+import { storeRows } from './store.ts';
+import { walkBlocks } from './walk.ts';
+
+export interface ForwardConfig extends Readonly<Record<string, number | string | boolean>> {
+  readonly blockQ: number;
+  readonly blockK: number;
+  readonly warps: number;
+  /** Buffers for keys and values: 2 lets the next block arrive during this one. */
+  readonly stages: number;
+  /** Blocks of threads that share a multiprocessor. */
+  readonly perSm: number;
+}
+
+const sharedBytes = (spec: Spec, c: ForwardConfig): number => {
+  const rows = (n: number, columns: number): number => n * pitchOf(spec.storage, columns);
+  return rows(c.blockQ, spec.padD) + c.stages * (rows(c.blockK, spec.padD) + rows(c.blockK, spec.padDv));
+};
+
+/** Tiles by head size, widest first; each was the fastest of those tried on an H200, or is what fits smaller cards. */
+function candidates(spec: Spec): ForwardConfig[] {
+  const widest = Math.max(spec.padD, spec.padDv);
+  const tile = (blockQ: number, blockK: number, warps: number, perSm: number): ForwardConfig => ({
+    blockQ,
+    blockK,
+    warps,
+    stages: 2,
+    perSm,
+  });
+  if (spec.storage === 'f32')
+    return widest <= 64
+      ? [tile(64, 32, 4, 2), tile(64, 16, 4, 1)]
+      : widest <= 128
+        ? [tile(64, 32, 4, 1), tile(64, 16, 4, 1)]
+        : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
+  if (widest <= 64) return [tile(128, 64, 4, 2), tile(64, 64, 4, 2), tile(64, 32, 4, 1)];
+  if (widest <= 128) return [tile(128, 64, 4, 2), tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
+  return [tile(128, 64, 8, 1), tile(128, 32, 8, 1), tile(64, 32, 4, 1)];
+}
+
+export const forwardMma: CudaKernel<ForwardConfig> = {
+  name: 'forward_mma',
+  pass: 'forward',
+  refuse(problem, caps) {
+    if (problem.dtype === 'f64') return 'f64 has no tensor-core arithmetic; the reference engine serves it';
+    if (problem.B > 65535 || problem.Hq > 65535) return 'more than 65535 sequences or heads';
+    return forwardMma.configs(problem, caps).length === 0 ? 'no tile fits the shared memory of this device' : null;
+  },
+  configs(problem, caps) {
+    const spec = specOf(problem);
+    return candidates(spec).filter((c) => sharedBytes(spec, c) <= caps.sharedPerBlock);
+  },
+  cost: (problem, config, caps) => costOf(problem, config, caps),
+  kernels: (problem, config) => [emitForward(problem, config)],
+  emit: (problem, config) => [emitForward(problem, config)].map(({ name, text }) => ({ name, text })),
+  launch({ problem, config, launches: [forward], stream, tables, addresses }) {
+    const runs = blockRuns(problem, 'q', config.blockQ, config.blockK);
+    const { rowStart, runs: triples, reverse } = tables.runs(runs);
+    fill(forward, {
+      problem,
+      addresses: { ...addresses, rowStart, runs: triples },
+      runs,
+      numbers: { reverse: Number(reverse) },
+    });
+    forward.run(stream, ceilDiv(problem.Sq, config.blockQ), problem.Hq, problem.B);
+  },
+};
+
+function costOf(problem: Problem, { blockQ, blockK }: ForwardConfig, caps: CudaCaps): Cost {
+  const flops = flopsOf(problem, 'forward');
+  const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
+  const rate = problem.dtype === 'f32' ? caps.flops / 8 : caps.flops;
+  return { flops, bytes, workspace: 0, seconds: Math.max(flops / rate, bytes / caps.bandwidth) };
+}
+
+export function emitForward(problem: Problem, config: ForwardConfig): KernelText {
+  const spec = specOf(problem);
+  const { blockQ, blockK, warps, stages, perSm } = config;
+  const threads = warps * 32;
+  const m = blockQ / warps / 16;
+  const asm = new Assembler({ name: 'forward_mma', target: 'sm_80', threads, blocksPerSm: perSm });
+
+  asm.stage('place: sequence, head and rows of this block');
+  const thread = asm.special('tid.x');
+  const warp = asm.op('shr.u32', thread, 5);
+  const lanes = lanesOf(asm, thread);
+  const h = asm.special('ctaid.y');
+  const place = placeOf(asm, spec, asm.special('ctaid.z'));
+  const p = take(asm, 'q', 'qB', 'qH', 'qS', 'rowStart', 'runs', 'runB', 'runH', 'reverse', 'scale', 'scaleLog2');
+  const rows = asm.special('nctaid.x');
+  const ascending = asm.special('ctaid.x');
+  const descending = asm.op('sub.s32', asm.op('sub.s32', rows, 1), ascending);
+  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', p.reverse, 0));
+  const q0 = asm.op('mul.lo.s32', block, blockQ);
+  const end = asm.label('end');
+  asm.branch(end, asm.op('setp.lt.s32', q0, place.lenQ), { negate: true });
+  const hkv = spec.group === 1 ? h : asm.op('div.u32', h, spec.group);
+
+  const tileQ = { storage: spec.storage, rows: blockQ, columns: spec.D, padded: spec.padD, grain: spec.grains.q };
+  const tileK = { ...tileQ, rows: blockK, grain: spec.grains.k };
+  const tileV = { ...tileK, columns: spec.Dv, padded: spec.padDv, grain: spec.grains.v };
+  const sQ = asm.sharedAddress(asm.shared('q', tileBytes(tileQ), 1024));
+  const sK = asm.sharedAddress(asm.shared('k', tileBytes(tileK) * stages, 1024));
+  const sV = asm.sharedAddress(asm.shared('v', tileBytes(tileV) * stages, 1024));
+
+  asm.stage('load Q');
+  const qRows = queryRows(asm, spec, place, h, p.q, { b: p.qB, h: p.qH, s: p.qS });
+  loaderOf(asm, tileQ, threads, thread).load(sQ, qRows, q0, place.lenQ);
+  const source = keyRows(asm, spec, place, hkv);
+  const loadK = loaderOf(asm, tileK, threads, thread);
+  const loadV = loaderOf(asm, tileV, threads, thread);
+
+  const row = asm.op('mad.lo.s32', place.b, p.runB, asm.op('mad.lo.s32', h, p.runH, block));
+  const walk = walkBlocks(asm, {
+    rowStart: asm.op('add.s64', p.rowStart, asm.op('mul.wide.s32', row, 4)),
+    runs: p.runs,
+    rows: 1,
+    rowStride: asm.constant('b32', 0),
+  });
+  /** Byte offset of the buffers in use, in units of a tile: 0 or 1. */
+  const stage = asm.constant('b32', 0);
+  const fetch = (): void => {
+    const first = asm.op('mul.lo.s32', walk.block, blockK);
+    loadK.load(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), source.k, first, place.lenK);
+    loadV.load(asm.op('mad.lo.s32', stage, tileBytes(tileV), sV), source.v, first, place.lenK);
+  };
+  const skip = asm.label('empty');
+  asm.branch(skip, walk.more, { negate: true });
+  fetch();
+  asm.place(skip);
+  cpAsyncCommit(asm);
+
+  asm.stage('prologue: accumulators and row state');
+  const arithmetic = arithmeticOf(asm, spec.storage, lanes);
+  const acc = zeroTiles(asm, m, spec.padDv);
+  const best = Array.from({ length: 2 * m }, () => asm.constant('f32', Number.NEGATIVE_INFINITY));
+  const sum = Array.from({ length: 2 * m }, () => asm.constant('f32', 0));
+  const warpRow = asm.op('mul.lo.s32', warp, 16 * m);
+  const qPositions = rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, m);
+  const pitchQ = pitchOf(spec.storage, spec.padD);
+  const viewQ = arithmetic.view(asm.op('mad.lo.s32', warpRow, pitchQ, sQ), pitchQ);
+  // Exponent of a score: log2(e) times what the softmax sees.
+  const toLog2 = spec.folded ? p.scaleLog2 : asm.constant('f32', LOG2E);
+  const bh = spec.dropout ? asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h) : h;
+  const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
+
+  const loop = asm.label('loopKV');
+  const done = asm.label('epilogue');
+  asm.place(loop);
+  asm.branch(done, walk.more, { negate: true, uniform: true });
+  cpAsyncWait(asm, 0);
+  asm.barrier();
+  const here = asm.op('mov.b32', walk.block);
+  const partial = asm.op('mov.b32', walk.partial);
+  const viewK = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), pitchQ);
+  const pitchV = pitchOf(spec.storage, spec.padDv);
+  const viewV = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileV), sV), pitchV);
+  asm.set(stage, 'xor.b32', stage, 1);
+  walk.advance();
+  const last = asm.label('last');
+  asm.branch(last, walk.more, { negate: true, uniform: true });
+  asm.stage('load the next K and V');
+  fetch();
+  asm.place(last);
+  cpAsyncCommit(asm);
+
+  asm.stage('scores: S = Q K^T');
+  let scores = zeroTiles(asm, m, blockK);
+  for (let k = 0; k < spec.padD / arithmetic.kStep; k++) {
+    const a = Array.from({ length: m }, (_, i) => viewQ.a(i, k));
+    for (let n = 0; n < blockK / 16; n++) {
+      const pair = viewK.b(n, k);
+      for (let i = 0; i < m; i++)
+        pair.forEach((b, j) => {
+          arithmetic.mma(scores[i][2 * n + j], a[i], b);
+        });
+    }
+  }
+  const kv0 = asm.op('mul.lo.s32', here, blockK);
+  const tail = asm.op('setp.gt.s32', asm.op('add.s32', kv0, blockK), place.lenK);
+
+  /** From scores to output; `edge` when some positions may not attend. */
+  const accumulate = (edge: boolean): void => {
+    let tiles: Tile[][] = scores;
+    const scorer = scorerOf(asm, spec, place);
+    const needsColumns = edge || spec.mod !== null || dropout !== null;
+    const columns = needsColumns ? columnPositions(asm, kv0, lanes.t, blockK / 8) : [];
+    const grid = { rowsAre: 'q', rows: qPositions, columns, head: h } as const;
+    if (!spec.folded) tiles = tiles.map((r) => r.map((tile) => tile.map((s) => asm.op('mul.f32', s, p.scale))));
+    if (spec.mod !== null) {
+      asm.stage('mod');
+      tiles = scorer.modify(tiles, grid, [spec.mod])[0];
+    }
+    let bits: Reg<'b32'> | null = null;
+    if (edge) {
+      asm.stage('mask');
+      bits = asm.constant('b32', 0);
+      for (let i = 0; i < m; i++)
+        for (let n = 0; n < blockK / 8; n++) {
+          const attends = scorer.attends(grid, i, n);
+          tiles[i][n] = tiles[i][n].map((s, e) => asm.op('selp.f32', s, Number.NEGATIVE_INFINITY, attends[e]));
+          for (const j of [0, 1]) {
+            const any = asm.op('or.pred', attends[j], attends[j + 2]);
+            const bit = asm.op('selp.b32', (2 ** (2 * n + j)) | 0, 0, any);
+            asm.set(bits, 'or.b32', bits, bit);
+          }
+        }
+    }
+
+    asm.stage('softmax');
+    const grew = asm.reg('pred');
+    const alphas: Reg<'f32'>[] = [];
+    for (let r = 0; r < 2 * m; r++) {
+      const own = tiles[r >> 1].flatMap((tile) => [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]]);
+      let top = treeMax(asm, own);
+      for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
+      const next = asm.op('max.f32', best[r], top);
+      const bigger = asm.op('setp.gt.f32', next, best[r]);
+      if (r === 0) asm.set(grew, 'or.pred', bigger, bigger);
+      else asm.set(grew, 'or.pred', grew, bigger);
+      // A row that has seen nothing subtracts 0, so that exp2(-inf) = 0 and not NaN.
+      const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
+      const shift = asm.op('selp.f32', 0, asm.op('neg.f32', asm.op('mul.f32', next, toLog2)), empty);
+      const alpha = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', best[r], toLog2, shift));
+      alphas.push(alpha);
+      for (const tile of tiles[r >> 1])
+        for (const e of [(r & 1) * 2, (r & 1) * 2 + 1])
+          tile[e] = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', tile[e], toLog2, shift));
+      const probabilities = tiles[r >> 1].flatMap((tile) => [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]]);
+      asm.set(sum[r], 'fma.rn.f32', sum[r], alpha, treeSum(asm, probabilities));
+      asm.set(best[r], 'mov.f32', next);
+    }
+    const unchanged = asm.label('unchanged');
+    const anyGrew = asm.reg('pred');
+    asm.emit('vote.sync.any.pred', anyGrew.name, grew.name, '-1');
+    asm.branch(unchanged, anyGrew, { negate: true, uniform: true });
+    for (let i = 0; i < m; i++)
+      for (const tile of acc[i]) tile.forEach((x, e) => asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]));
+    asm.place(unchanged);
+
+    if (dropout !== null) {
+      asm.stage('dropout');
+      for (let n = 0; n < blockK / 8; n++) {
+        const pair = asm.op('shr.u32', columns[2 * n], 1);
+        for (let r = 0; r < 2 * m; r++) {
+          const keep = dropout.keepPair(qPositions[r], pair);
+          const tile = tiles[r >> 1][n];
+          for (const j of [0, 1]) {
+            const e = (r & 1) * 2 + j;
+            tile[e] = asm.op('selp.f32', tile[e], 0, keep[j]);
+          }
+        }
+      }
+    }
+
+    asm.stage('accumulate: O += P V');
+    // A value row that no query of this warp attends to must not enter as 0 * NaN.
+    if (bits !== null && spec.mask !== null)
+      for (const lane of [4, 8, 16]) bits = asm.op('or.b32', bits, shuffleXor(asm, bits, lane));
+    for (let k = 0; k < blockK / arithmetic.kStep; k++) {
+      const a = Array.from({ length: m }, (_, i) => arithmetic.fromTiles(tiles[i], k));
+      const keep = bits !== null && spec.mask !== null ? arithmetic.keepRows(bits, k) : null;
+      for (let n = 0; n < spec.padDv / 16; n++) {
+        const pair = viewV.bt(k, n);
+        pair.forEach((b, j) => {
+          const operand = keep === null ? b : arithmetic.select(b, keep);
+          for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], operand);
+        });
+      }
+    }
+  };
+
+  if (spec.mask === null && spec.mod === null) {
+    // Only the end of the keys can cut a block: clear those scores in place.
+    const inside = asm.label('inside');
+    asm.branch(inside, tail, { negate: true, uniform: true });
+    const scorer = scorerOf(asm, spec, place);
+    const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
+    for (let i = 0; i < m; i++)
+      for (let n = 0; n < blockK / 8; n++) {
+        const attends = scorer.attends({ rowsAre: 'q', rows: qPositions, columns, head: h }, i, n);
+        scores[i][n].forEach((s, e) =>
+          asm.set(s, 'selp.f32', s, asm.constant('f32', Number.NEGATIVE_INFINITY), attends[e]),
+        );
+      }
+    asm.place(inside);
+    accumulate(false);
+  } else {
+    const edge = asm.op('or.pred', tail, asm.op('setp.ne.s32', partial, 0));
+    const base = scores.map((r) => r.map((tile) => [...tile]));
+    asm.if(
+      edge,
+      () => {
+        scores = base.map((r) => r.map((tile) => [...tile]));
+        accumulate(true);
+      },
+      () => {
+        scores = base.map((r) => r.map((tile) => [...tile]));
+        accumulate(false);
+      },
+    );
+  }
+  asm.branch(loop);
+
+  asm.place(done);
+  asm.stage('epilogue: join the sums of a row, add the sink, normalise');
+  cpAsyncWait(asm, 0);
+  const logits = spec.sink ? sinkLogit(asm, h) : null;
+  const lse: Reg<'f32'>[] = [];
+  for (let r = 0; r < 2 * m; r++) {
+    for (const lane of [1, 2]) asm.set(sum[r], 'add.f32', sum[r], shuffleXor(asm, sum[r], lane));
+    const { scale, value } = finishRow(asm, { best: best[r], sum: sum[r], toLog2, sinkLog2: logits });
+    const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
+    for (const tile of acc[r >> 1])
+      for (const e of [(r & 1) * 2, (r & 1) * 2 + 1]) asm.set(tile[e], 'mul.f32', tile[e], factor);
+    lse.push(value);
+  }
+  asm.stage('store out and lse');
+  const o = take(asm, 'out', 'outB', 'outH', 'outS', 'lse', 'lseB', 'lseH', 'lseS');
+  const outRows = queryRows(asm, spec, place, h, o.out, { b: o.outB, h: o.outH, s: o.outS });
+  storeRows(asm, spec, {
+    tiles: acc,
+    rows: qPositions,
+    limit: place.lenQ,
+    target: outRows,
+    columns: spec.Dv,
+    grain: spec.grains.out,
+    t: lanes.t,
+  });
+  const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b: place.b, h, start: place.qStart }, 4);
+  const lseStep = asm.op('mul.lo.s64', o.lseS, 4);
+  const firstLane = asm.op('setp.eq.s32', lanes.t, 0);
+  qPositions.forEach((q, r) => {
+    const inside = asm.op('and.pred', firstLane, asm.op('setp.lt.s32', q, place.lenQ));
+    const at = asm.op('add.s64', lseAt, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', q), lseStep));
+    asm.when(inside, () => asm.store('global', 'f32', at, lse[r]));
+  });
+  asm.place(end);
+  return asm.finish();
+}
+
+/** log2(e) times the sink of head h. */
+export function sinkLogit(asm: Assembler, h: Reg<'b32'>): Reg<'f32'> {
+  const { sink } = take(asm, 'sink');
+  const at = asm.op('add.s64', sink, asm.op('mul.wide.u32', h, 4));
+  return asm.op('mul.f32', asm.load('global', 'f32', at, 0, 'nc'), LOG2E);
+}
+
+/**
+ * From a row's maximum and sum to the factor of its output and its lse: l + 2^(sink - m) over a common maximum, so that a
+ * sink far above every score does not overflow. An empty row gives factor 0.
+ */
+export function finishRow(
+  asm: Assembler,
+  row: { best: Reg<'f32'>; sum: Reg<'f32'>; toLog2: Reg<'f32'>; sinkLog2: Reg<'f32'> | null },
+): { scale: Reg<'f32'>; value: Reg<'f32'> } {
+  const { best, sum, toLog2, sinkLog2 } = row;
+  const empty = asm.op('setp.eq.f32', best, Number.NEGATIVE_INFINITY);
+  const own = asm.op('selp.f32', best, asm.op('mul.f32', best, toLog2), empty);
+  const top = sinkLog2 === null ? own : asm.op('max.f32', own, sinkLog2);
+  const nothing = asm.op('setp.eq.f32', top, Number.NEGATIVE_INFINITY);
+  const shift = asm.op('selp.f32', 0, top, nothing);
+  const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', own, shift));
+  const total =
+    sinkLog2 === null
+      ? sum
+      : asm.op('fma.rn.f32', sum, alpha, asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', sinkLog2, shift)));
+  const weight = sinkLog2 === null ? asm.constant('f32', 1) : alpha;
+  const inverse = asm.op('mul.f32', weight, asm.op('rcp.rn.f32', total));
+  const value = asm.op('mul.f32', asm.op('add.f32', top, asm.op('lg2.approx.f32', total)), LN2);
+  return {
+    scale: asm.op('selp.f32', 0, inverse, empty),
+    value: asm.op('selp.f32', Number.NEGATIVE_INFINITY, value, nothing),
+  };
+}
+
+function treeMax(asm: Assembler, values: readonly Reg<'f32'>[]): Reg<'f32'> {
+  return values.reduce((x, y) => asm.op('max.f32', x, y));
+}
+
+/** Four sums side by side: shorter chains of dependent additions, and a smaller rounding error. */
+function treeSum(asm: Assembler, values: readonly Reg<'f32'>[]): Reg<'f32'> {
+  const lanes = values.slice(0, 4);
+  for (let i = 4; i < values.length; i++) lanes[i % 4] = asm.op('add.f32', lanes[i % 4], values[i]);
+  return lanes.reduce((x, y) => asm.op('add.f32', x, y));
+}

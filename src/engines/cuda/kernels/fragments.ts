@@ -1,0 +1,248 @@
+/**
+ * Tiles in shared memory and their fragments in registers, for both arithmetics the kernels are written over:
+ *
+ * - f16, bf16: m16n8k16 products, matrix loads.
+ * - f32: every operand is split into two tf32 halves and three m16n8k8 products are added outside the tensor core, whose own
+ *   sums are truncated (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
+ *
+ * Rows of a tile are a multiple of 128 bytes apart, and its 16-byte chunks are permuted by `chunk ^ (row % 8)`, so that the
+ * eight rows a fragment reads at once fall into different banks.
+ */
+import { alignTo } from '../../../core/math.ts';
+import type { Assembler } from '../ptx/assembler.ts';
+import type { Reg } from '../ptx/registers.ts';
+import { ldmatrix, mma16, mmaTf32 } from '../ptx/tensor.ts';
+
+export type Storage = 'f16' | 'bf16' | 'f32';
+
+/** One operand of a product: registers whose meaning is the arithmetic's own. */
+export type Fragment = readonly Reg<'b32'>[];
+/** One 16x8 accumulator: columns 2t, 2t + 1 of row g, then of row g + 8 (lane = 4 g + t). */
+export type Tile = Reg<'f32'>[];
+
+/** Bytes between rows of a tile of `columns` elements. */
+export const pitchOf = (storage: Storage, columns: number): number =>
+  alignTo(columns * (storage === 'f32' ? 4 : 2), 128);
+
+/** Reads fragments of one tile whose first row is at `base`. Steps along the inner dimension are `arithmetic.kStep` wide. */
+export interface TileView {
+  /** Rows 16 m ... of the left operand. */
+  a(m: number, k: number): Fragment;
+  /** Two neighbouring 8-column tiles of the right operand whose columns are the tile's rows 16 n ... */
+  b(n: number, k: number): readonly [Fragment, Fragment];
+  /** Two neighbouring 8-column tiles of the right operand whose inner dimension runs down the tile's rows. */
+  bt(k: number, n: number): readonly [Fragment, Fragment];
+}
+
+export interface Arithmetic {
+  readonly storage: Storage;
+  /** Bytes of an element. */
+  readonly bytes: 2 | 4;
+  /** Inner dimension of one product. */
+  readonly kStep: 16 | 8;
+  /** A view of a tile with rows `pitch` bytes apart. Call it where the lane registers it needs may be computed. */
+  view(base: Reg<'b32'>, pitch: number): TileView;
+  /** acc += a . b */
+  mma(acc: Tile, a: Fragment, b: Fragment): void;
+  /** The left operand of step k from accumulators side by side. */
+  fromTiles(tiles: readonly Tile[], k: number): Fragment;
+  /** Replaces rows of a right operand read by `bt` with zeros: see `keepRows`. */
+  select(fragment: Fragment, keep: Keep): Fragment;
+  /** Which rows of step k survive, from one bit a column of the accumulators that `fromTiles` would read. */
+  keepRows(bits: Reg<'b32'>, k: number): Keep;
+}
+
+/** Registers that mask a fragment's rows. */
+export type Keep = readonly (Reg<'b32'> | Reg<'pred'>)[];
+
+/** Lane numbers and parts of addresses that depend on the lane alone, computed once at the head of a kernel. */
+export interface Lanes {
+  readonly lane: Reg<'b32'>;
+  /** lane / 4: the row inside an 8-row half. */
+  readonly g: Reg<'b32'>;
+  /** lane % 4: the pair of columns. */
+  readonly t: Reg<'b32'>;
+}
+
+export function lanesOf(asm: Assembler, threadIndex: Reg<'b32'>): Lanes {
+  const lane = asm.op('and.b32', threadIndex, 31);
+  return { lane, g: asm.op('shr.u32', lane, 2), t: asm.op('and.b32', lane, 3) };
+}
+
+/** `base ^ low` once a distinct `low`; `low` stays inside a 128-byte line. */
+function xored(asm: Assembler, base: Reg<'b32'>): (low: number) => Reg<'b32'> {
+  const made = new Map<number, Reg<'b32'>>([[0, base]]);
+  return (low) => {
+    let r = made.get(low);
+    if (r === undefined) {
+      r = asm.op('xor.b32', base, low);
+      made.set(low, r);
+    }
+    return r;
+  };
+}
+
+/** `row * pitch + ((half ^ row % 8) << 4)`: where a lane's 16-byte chunk lies. */
+function chunkAt(asm: Assembler, row: Reg<'b32'>, half: Reg<'b32'>, pitch: number): Reg<'b32'> {
+  const swizzled = asm.op('xor.b32', half, asm.op('and.b32', row, 7));
+  return asm.op('mad.lo.s32', row, pitch, asm.op('shl.b32', swizzled, 4));
+}
+
+export function arithmeticOf(asm: Assembler, storage: Storage, lanes: Lanes): Arithmetic {
+  return storage === 'f32' ? single(asm, lanes) : half(asm, storage, lanes);
+}
+
+function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithmetic {
+  const chunks = new Map<string, Reg<'b32'>>();
+  // Left operands and transposed right ones read rows lane % 16; plain right ones pair halves of 8 rows.
+  const laneChunk = (kind: 'a' | 'b', pitch: number): Reg<'b32'> => {
+    const key = `${kind}${pitch}`;
+    let r = chunks.get(key);
+    if (r === undefined) {
+      const high = asm.op('shr.u32', lane, 4);
+      if (kind === 'a') r = chunkAt(asm, asm.op('and.b32', lane, 15), high, pitch);
+      else {
+        const row = asm.op('mad.lo.s32', high, 8, asm.op('and.b32', lane, 7));
+        r = chunkAt(asm, row, asm.op('and.b32', asm.op('shr.u32', lane, 3), 1), pitch);
+      }
+      chunks.set(key, r);
+    }
+    return r;
+  };
+  return {
+    storage,
+    bytes: 2,
+    kStep: 16,
+    view(base, pitch) {
+      const lazily = (kind: 'a' | 'b'): ((low: number) => Reg<'b32'>) => {
+        let at: ((low: number) => Reg<'b32'>) | null = null;
+        return (low) => {
+          at ??= xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch)));
+          return at(low);
+        };
+      };
+      const a = lazily('a');
+      const b = lazily('b');
+      const low = (step: number): number => (step * 32) & 127;
+      const high = (step: number): number => (step >> 2) * 128;
+      return {
+        a: (m, k) => ldmatrix(asm, 4, a(low(k)), m * 16 * pitch + high(k)),
+        b: (n, k) => {
+          const r = ldmatrix(asm, 4, b(low(k)), n * 16 * pitch + high(k));
+          return [r.slice(0, 2), r.slice(2)];
+        },
+        bt: (k, n) => {
+          const r = ldmatrix(asm, 4, a(low(n)), k * 16 * pitch + high(n), { transpose: true });
+          return [r.slice(0, 2), r.slice(2)];
+        },
+      };
+    },
+    mma: (acc, a, b) => mma16(asm, storage, acc, a, b),
+    fromTiles(tiles, k) {
+      const [x, y] = [tiles[2 * k], tiles[2 * k + 1]];
+      const pack = (low: Reg<'f32'>, high: Reg<'f32'>): Reg<'b32'> => packPair(asm, storage, low, high);
+      return [pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])];
+    },
+    select: (fragment, keep) => fragment.map((r, i) => asm.op('and.b32', r, keep[i] as Reg<'b32'>)),
+    keepRows(bits, k) {
+      // Register i of a transposed right operand holds rows 2t, 2t + 1 of 8-row half i: columns of accumulator 2 k + i.
+      return [0, 1].map((i) => {
+        const pair = (2 * k + i) * 2;
+        const lowHalf = asm.op('and.b32', asm.op('shr.u32', bits, pair), 1);
+        const highHalf = asm.op('and.b32', asm.op('shr.u32', bits, pair + 1), 1);
+        const low = asm.op('mul.lo.s32', lowHalf, 0xffff);
+        return asm.op('mad.lo.s32', highHalf, 0xffff0000, low);
+      });
+    },
+  };
+}
+
+function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
+  const bases = new Map<string, Reg<'b32'>>();
+  const laneBase = (kind: 'row' | 'even' | 'odd', pitch: number): Reg<'b32'> => {
+    const key = `${kind}${pitch}`;
+    let r = bases.get(key);
+    if (r === undefined) {
+      if (kind === 'row') {
+        const zero = asm.constant('b32', 0);
+        r = asm.op('mad.lo.s32', t, 4, chunkAt(asm, g, zero, pitch));
+      } else {
+        const row = asm.op('mad.lo.s32', t, 2, kind === 'odd' ? 1 : 0);
+        const chunk = chunkAt(asm, row, asm.op('shr.u32', g, 2), pitch);
+        r = asm.op('mad.lo.s32', asm.op('and.b32', g, 3), 4, chunk);
+      }
+      bases.set(key, r);
+    }
+    return r;
+  };
+  /** The tf32 nearest to x, and the tf32 nearest to what that leaves. */
+  const split = (x: Reg<'f32'>): [Reg<'b32'>, Reg<'b32'>] => {
+    const high = asm.op('cvt.rna.tf32.f32', x);
+    const rest = asm.op('sub.f32', x, asm.op('mov.f32.b32', high));
+    return [high, asm.op('cvt.rna.tf32.f32', rest)];
+  };
+  const fragment = (values: readonly Reg<'f32'>[]): Fragment => {
+    const halves = values.map(split);
+    return [...halves.map((h) => h[0]), ...halves.map((h) => h[1])];
+  };
+  const zero = asm.constant('f32', 0);
+  const zeros = [zero, zero, zero, zero];
+  return {
+    storage: 'f32',
+    bytes: 4,
+    kStep: 8,
+    view(base, pitch) {
+      const lazily = (kind: 'row' | 'even' | 'odd'): ((low: number) => Reg<'b32'>) => {
+        let at: ((low: number) => Reg<'b32'>) | null = null;
+        return (low) => {
+          at ??= xored(asm, asm.op('add.s32', base, laneBase(kind, pitch)));
+          return at(low);
+        };
+      };
+      const row = lazily('row');
+      const even = lazily('even');
+      const odd = lazily('odd');
+      // 8 floats are two chunks of 16 bytes.
+      const read = (at: (low: number) => Reg<'b32'>, chunk: number, offset: number): Reg<'f32'> =>
+        asm.load('shared', 'f32', at((chunk * 16) & 127), offset + (chunk >> 3) * 128);
+      const right = (n8: number, k: number): Fragment =>
+        fragment([read(row, 2 * k, n8 * 8 * pitch), read(row, 2 * k + 1, n8 * 8 * pitch)]);
+      const down = (k: number, n8: number): Fragment =>
+        fragment([read(even, 2 * n8, k * 8 * pitch), read(odd, 2 * n8, k * 8 * pitch)]);
+      return {
+        a: (m, k) =>
+          fragment([
+            read(row, 2 * k, m * 16 * pitch),
+            read(row, 2 * k, (m * 16 + 8) * pitch),
+            read(row, 2 * k + 1, m * 16 * pitch),
+            read(row, 2 * k + 1, (m * 16 + 8) * pitch),
+          ]),
+        b: (n, k) => [right(2 * n, k), right(2 * n + 1, k)],
+        bt: (k, n) => [down(k, 2 * n), down(k, 2 * n + 1)],
+      };
+    },
+    mma(acc, a, b) {
+      const part = asm.regs('f32', 4);
+      mmaTf32(asm, part, a.slice(4), b.slice(0, 2), zeros);
+      mmaTf32(asm, part, a.slice(0, 4), b.slice(2), part);
+      mmaTf32(asm, part, a.slice(0, 4), b.slice(0, 2), part);
+      for (let i = 0; i < 4; i++) asm.set(acc[i], 'add.f32', acc[i], part[i]);
+    },
+    // Columns 2t and 2t + 1 stand for inner positions t and t + 4; `bt` reads rows in the same order.
+    fromTiles: (tiles, k) => fragment([tiles[k][0], tiles[k][2], tiles[k][1], tiles[k][3]]),
+    select: (f, keep) => f.map((r, i) => asm.op('selp.b32', r, 0, keep[i & 1] as Reg<'pred'>)),
+    keepRows: (bits, k) => [0, 1].map((i) => asm.op('setp.ne.s32', asm.op('and.b32', bits, (2 ** (2 * k + i)) | 0), 0)),
+  };
+}
+
+/** Two floats rounded to a pair of halves, `low` in the lower bits. */
+export function packPair(asm: Assembler, storage: Storage, low: Reg<'f32'>, high: Reg<'f32'>): Reg<'b32'> {
+  return asm.op(storage === 'bf16' ? 'cvt.rn.bf16x2.f32' : 'cvt.rn.f16x2.f32', high, low);
+}
+
+/** Accumulators for `columns` columns, set to zero. */
+export function zeroTiles(asm: Assembler, m: number, columns: number): Tile[][] {
+  return Array.from({ length: m }, () =>
+    Array.from({ length: columns / 8 }, () => asm.regs('f32', 4).map((r) => (asm.set(r, 'mov.f32', 0), r))),
+  );
+}

@@ -1,0 +1,5 @@
+/** Every kernel of this engine; the planner takes the cheapest that does not refuse. */
+import type { CudaKernel } from '../kernel.ts';
+import { forwardMma } from './forward_mma.ts';
+
+export const KERNELS: readonly CudaKernel[] = [forwardMma];

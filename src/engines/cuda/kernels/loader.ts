@@ -1,0 +1,135 @@
+/** Copies blocks of rows from global memory into swizzled tiles, asynchronously, with zeros past the ends. */
+import { ceilDiv } from '../../../core/math.ts';
+import type { Assembler } from '../ptx/assembler.ts';
+import type { Operand, Reg } from '../ptx/registers.ts';
+import { cpAsync } from '../ptx/tensor.ts';
+import { pitchOf, type Storage } from './fragments.ts';
+
+/** Bytes a copy may move at once: what strides, head size and base address all are multiples of. */
+export type Grain = 2 | 4 | 8 | 16;
+
+export interface TileShape {
+  readonly storage: Storage;
+  /** Rows of the tile. */
+  readonly rows: number;
+  /** Elements of a row that exist. */
+  readonly columns: number;
+  /** Columns of the tile: `columns` rounded up to what products need. */
+  readonly padded: number;
+  readonly grain: Grain;
+}
+
+export const tileBytes = ({ storage, rows, padded }: TileShape): number => rows * pitchOf(storage, padded);
+
+/** Address of a row's first element in global memory, and how to find the row `step` below it. */
+export interface RowSource {
+  /** Address of row `index`, counted inside the sequence. */
+  row(index: Reg<'b32'>): Reg<'b64'>;
+  /** Bytes from a row to the next, when rows are evenly spaced; null when every row must be looked up. */
+  readonly strideBytes: Reg<'b64'> | null;
+}
+
+/** Rows `base + index * stride`. */
+export function strided(asm: Assembler, base: Reg<'b64'>, strideBytes: Reg<'b64'>): RowSource {
+  return {
+    row: (index) => asm.op('add.s64', base, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', index), strideBytes)),
+    strideBytes,
+  };
+}
+
+export interface Loader {
+  /** Issues copies of rows first ... first + rows - 1 into the tile at `target`; rows from `limit` on become zeros. */
+  load(target: Reg<'b32'>, source: RowSource, first: Reg<'b32'>, limit: Reg<'b32'>): void;
+}
+
+/**
+ * Divides a tile among the threads of a block: each thread owns one column of chunks and every `threads / chunks`-th row.
+ * Whole chunks of zeros right of `columns` are written once by `clearMargin`.
+ */
+export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thread: Reg<'b32'>): Loader {
+  const { storage, rows, columns, padded, grain } = shape;
+  const size = storage === 'f32' ? 4 : 2;
+  const pitch = pitchOf(storage, padded);
+  const chunks = ceilDiv(padded * size, 16);
+  const lanes = Math.min(2 ** Math.ceil(Math.log2(chunks)), threads);
+  const rowStep = threads / lanes;
+  const chunk = asm.op('and.b32', thread, lanes - 1);
+  const row = asm.op('shr.u32', thread, Math.log2(lanes));
+  const passes = ceilDiv(rows, rowStep);
+  // Threads past the last chunk, or past the last row of a tile smaller than the block, copy nothing.
+  const idle: Reg<'pred'>[] = [];
+  if (lanes > chunks) idle.push(asm.op('setp.ge.s32', chunk, chunks));
+  if (rowStep > rows) idle.push(asm.op('setp.ge.s32', row, rows));
+  const outside = idle.length === 2 ? asm.op('or.pred', idle[0], idle[1]) : idle[0];
+  // Swizzle: chunk ^ (row % 8) moves inside lines of 8 chunks.
+  const swizzled = asm.op('xor.b32', chunk, asm.op('and.b32', row, 7));
+  const place = asm.op('mad.lo.s32', row, pitch, asm.op('shl.b32', swizzled, 4));
+  const swizzleRepeats = rowStep % 8 === 0;
+  const bytesIn = asm.op('shl.b32', chunk, 4);
+  // Bytes of this chunk that exist: 16 inside, fewer at the right edge, none beyond it.
+  const exist = asm.op('min.s32', asm.op('max.s32', asm.op('sub.s32', columns * size, bytesIn), 0), 16);
+  const edgeless = (columns * size) % 16 === 0 && chunks * 16 === columns * size;
+  const column = asm.op('cvt.u64.u32', bytesIn);
+
+  return {
+    load(target, source, first, limit) {
+      const end = asm.label('loaded');
+      if (outside !== undefined) asm.branch(end, outside);
+      const at = asm.op('add.s32', target, place);
+      const index = asm.op('add.s32', first, row);
+      let address = asm.op('add.s64', source.row(index), column);
+      const step = source.strideBytes === null ? null : asm.op('mul.lo.s64', source.strideBytes, rowStep);
+      for (let i = 0; i < passes; i++) {
+        const here = i === 0 ? index : asm.op('add.s32', index, i * rowStep);
+        if (i > 0)
+          address =
+            step === null
+              ? asm.op('add.s64', source.row(asm.op('min.s32', here, asm.op('sub.s32', limit, 1))), column)
+              : asm.op('add.s64', address, step);
+        const inside = asm.op('setp.lt.s32', here, limit);
+        const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
+        let slot = at;
+        let offset = i * rowStep * pitch;
+        if (!swizzleRepeats && i > 0) {
+          const r = asm.op('add.s32', row, i * rowStep);
+          const moved = asm.op('shl.b32', asm.op('xor.b32', chunk, asm.op('and.b32', r, 7)), 4);
+          slot = asm.op('add.s32', target, asm.op('mad.lo.s32', r, pitch, moved));
+          offset = 0;
+        }
+        copyChunk(asm, grain, slot, offset, address, valid);
+      }
+      if (outside !== undefined) asm.place(end);
+    },
+  };
+}
+
+/** 16 bytes of shared memory from `valid` bytes of global memory, in pieces of `grain`. */
+function copyChunk(
+  asm: Assembler,
+  grain: Grain,
+  slot: Reg<'b32'>,
+  offset: number,
+  address: Reg<'b64'>,
+  valid: Reg<'b32'>,
+): void {
+  if (grain === 2) {
+    // Too narrow for asynchronous copies: through registers.
+    for (let byte = 0; byte < 16; byte += 2) {
+      const value = asm.reg('b16');
+      asm.emit('mov.b16', value.name, '0');
+      const exists = asm.op('setp.lt.s32', asm.constant('b32', byte), valid);
+      asm.when(exists, () => asm.emit('ld.global.b16', value.name, asm.address('global', address, byte)));
+      asm.store('shared', 'b16', slot, value, offset + byte);
+    }
+    return;
+  }
+  for (let byte = 0; byte < 16; byte += grain) {
+    if (grain === 16) {
+      cpAsync(asm, 16, slot, offset, address, valid);
+      continue;
+    }
+    const left = asm.op('min.s32', asm.op('max.s32', asm.op('sub.s32', valid, byte), 0), grain);
+    const from = byte === 0 ? address : asm.op('add.s64', address, byte);
+    cpAsync(asm, grain, slot, offset + byte, from, left);
+  }
+}

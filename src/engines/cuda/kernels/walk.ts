@@ -1,0 +1,88 @@
+/**
+ * Visits the blocks of a row's runs (problem/ranges.ts) in order, one block ahead of the work, so that the next block can
+ * be on its way while this one is worked on. Backward by keys walks one row for each query head of a group.
+ */
+import type { Assembler } from '../ptx/assembler.ts';
+import type { Reg } from '../ptx/registers.ts';
+
+export interface BlockWalk {
+  /** The block to fetch next, while `more` holds. */
+  readonly block: Reg<'b32'>;
+  /** Whether any position of it may be masked: 0 or 1. */
+  readonly partial: Reg<'b32'>;
+  /** Which of `rows` rows it belongs to. */
+  readonly row: Reg<'b32'>;
+  readonly more: Reg<'pred'>;
+  /** Steps to the next block, or clears `more`. */
+  advance(): void;
+}
+
+export interface WalkOptions {
+  /** Address of rowStart[first row]. */
+  readonly rowStart: Reg<'b64'>;
+  /** Address of the triples. */
+  readonly runs: Reg<'b64'>;
+  /** How many rows to walk; 1 unless heads are grouped. */
+  readonly rows: number;
+  /** Distance of consecutive rows in rowStart, in elements. */
+  readonly rowStride: Reg<'b32'>;
+}
+
+/** Emits the first step as well: afterwards `more` says whether there is any block. */
+export function walkBlocks(asm: Assembler, { rowStart, runs, rows, rowStride }: WalkOptions): BlockWalk {
+  const block = asm.constant('b32', 0);
+  const partial = asm.constant('b32', 0);
+  const row = asm.constant('b32', -1);
+  const end = asm.constant('b32', 0);
+  const run = asm.constant('b32', 0);
+  const lastRun = asm.constant('b32', 0);
+  const more = asm.reg('pred');
+  const startAt = asm.op('mov.b64', rowStart);
+  const strideBytes = asm.op('mul.wide.s32', rowStride, 4);
+
+  /** Reads run number `run`, or goes on to the next row that has any. */
+  const nextRun = (): void => {
+    const search = asm.label('row');
+    const read = asm.label('run');
+    const done = asm.label('walked');
+    asm.place(search);
+    asm.branch(read, asm.op('setp.lt.s32', run, lastRun), { uniform: true });
+    asm.set(row, 'add.s32', row, 1);
+    asm.set(more, 'setp.lt.s32', row, rows);
+    asm.branch(done, more, { negate: true, uniform: true });
+    for (const [to, offset] of [
+      [run, 0],
+      [lastRun, 4],
+    ] as const)
+      asm.emit('ld.global.nc.b32', to.name, asm.address('global', startAt, offset));
+    asm.set(startAt, 'add.s64', startAt, strideBytes);
+    asm.branch(search);
+    asm.place(read);
+    const at = asm.op('add.s64', runs, asm.op('mul.wide.s32', run, 12));
+    for (const [to, offset] of [
+      [block, 0],
+      [end, 4],
+      [partial, 8],
+    ] as const)
+      asm.emit('ld.global.nc.b32', to.name, asm.address('global', at, offset));
+    asm.set(run, 'add.s32', run, 1);
+    asm.set(more, 'setp.lt.s32', block, end);
+    asm.place(done);
+  };
+
+  nextRun();
+  return {
+    block,
+    partial,
+    row,
+    more,
+    advance() {
+      const inside = asm.label('inside');
+      asm.set(block, 'add.s32', block, 1);
+      asm.set(more, 'setp.lt.s32', block, end);
+      asm.branch(inside, more, { uniform: true });
+      nextRun();
+      asm.place(inside);
+    },
+  };
+}
