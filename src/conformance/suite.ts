@@ -4,7 +4,7 @@ import { toFloat64 } from '../core/dtype.ts';
 import type { Refusal } from '../core/errors.ts';
 import { type HostTensor, tensor } from '../core/tensor.ts';
 import type { Engine, Pass } from '../engine/contract.ts';
-import { choosePlan, planOn } from '../plan/choose.ts';
+import { choosePlan, type Preferences, planOn } from '../plan/choose.ts';
 import type { Plan } from '../plan/plan.ts';
 import { createProblem, type Problem } from '../problem/problem.ts';
 import type { Case } from './cases.ts';
@@ -39,19 +39,27 @@ interface Expected {
   readonly scales: (name: string) => number;
 }
 
+export interface RunCaseOptions {
+  /** Instead of the skip list. */
+  readonly skips?: readonly Skip[];
+  /** Narrows the plan to a kernel or a configuration. */
+  readonly prefer?: Preferences;
+}
+
 /**
  * Runs both passes of a case; forward alone when the case asks for no gradients, or when the engine has no kernel for backward, which is
  * then reported as skipped. @throws only when the harness itself is broken.
  */
-export async function runCase(one: Case, engine: Engine, skips: readonly Skip[] = SKIPS): Promise<CaseResult[]> {
+export async function runCase(one: Case, engine: Engine, options: RunCaseOptions = {}): Promise<CaseResult[]> {
+  const { skips = SKIPS, prefer } = options;
   const { problem, inputs } = instantiate(one.id, one.spec);
   const outputs = outputsOf(problem, one.spec);
   const listed = skips.find((skip) => skip.engine === engine.name && skip.id === one.id)?.reason ?? null;
-  const whole = planOn(problem, engine);
+  const whole = planOn(problem, engine, prefer);
   const results =
     whole.plan !== null
       ? await attempt(one, engine, whole.plan, problem, inputs, outputs)
-      : await attemptForward(one, engine, problem, inputs, outputs, whole.refusals);
+      : await attemptForward(one, engine, problem, inputs, outputs, whole.refusals, prefer);
   if (listed === null) return results;
   if (results.every((r) => r.ok))
     return results.map((r) => ({ ...r, ok: false, message: `passes, but is on the skip list: ${listed}` }));
@@ -65,12 +73,13 @@ async function attemptForward(
   inputs: Inputs,
   outputs: Outputs,
   refusals: readonly Refusal[],
+  prefer: Preferences | undefined,
 ): Promise<CaseResult[]> {
   const reason = (list: readonly Refusal[]): string =>
     list.map((r) => (r.kernel === undefined ? r.reason : `${r.kernel}: ${r.reason}`)).join('; ');
   if (problem.grads === null) return [skipped(one, engine, 'forward', reason(refusals))];
   const alone = createProblem({ ...problem, grads: null });
-  const { plan, refusals: of } = planOn(alone, engine);
+  const { plan, refusals: of } = planOn(alone, engine, prefer);
   const backward = skipped(one, engine, 'backward', reason(refusals));
   if (plan === null) return [skipped(one, engine, 'forward', reason(of)), backward];
   const given: Inputs = { ...inputs, dOut: null, dLse: null };

@@ -1,4 +1,5 @@
-import { runTable } from './table.ts';
+import { runConfigurations, runTable } from './table.ts';
 
 // float64 storage is the reference engine's alone.
-await runTable('cuda', /^f64:/);
+await runTable('cuda', { mayRefuse: /^f64:/ });
+await runConfigurations('cuda');

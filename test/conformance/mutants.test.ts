@@ -185,7 +185,7 @@ test('a case on the skip list is skipped while it fails, and fails once it passe
   const one = caseOf('sizes/above');
   const skips = [{ engine: 'reference', id: one.id, reason: 'known' }] as const;
   const broken = mutant({ after: (_pass, o) => edit(o.out, (y) => y + 1) });
-  const skipped = await runCase(one, broken, skips);
+  const skipped = await runCase(one, broken, { skips });
   assert.deepEqual(
     skipped.map((r) => [r.ok, r.skipped]),
     [
@@ -193,7 +193,7 @@ test('a case on the skip list is skipped while it fails, and fails once it passe
       [true, 'known'],
     ],
   );
-  const stale = await runCase(one, reference, skips);
+  const stale = await runCase(one, reference, { skips });
   assert.deepEqual(failing(stale), both);
   assert.match(stale[0].message ?? '', /skip list/);
 });

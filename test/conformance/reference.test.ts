@@ -1,4 +1,4 @@
 import { runTable } from './table.ts';
 
 // Standard attention serves everything.
-await runTable('reference', /^$/);
+await runTable('reference', { mayRefuse: /^$/ });

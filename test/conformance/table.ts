@@ -1,31 +1,73 @@
 import assert from 'node:assert/strict';
-import test from 'node:test';
+import test, { type TestContext } from 'node:test';
 import { doctor, type EngineWord, openEngine } from '../../src/api/registry.ts';
-import { CASES } from '../../src/conformance/cases.ts';
-import { runCase } from '../../src/conformance/suite.ts';
-import type { EngineName } from '../../src/engine/contract.ts';
+import { CASES, type Case } from '../../src/conformance/cases.ts';
+import { instantiate } from '../../src/conformance/spec.ts';
+import { type CaseResult, runCase } from '../../src/conformance/suite.ts';
+import type { Engine, EngineName } from '../../src/engine/contract.ts';
 
-/**
- * Runs the conformance table on an engine, a test a case; one skipped test with the reason where the engine cannot run.
- *
- * @param mayRefuse ids of the cases that its kernels may refuse. A refusal of any other case fails.
- */
-export async function runTable(name: EngineName, mayRefuse: RegExp): Promise<void> {
+export interface TableOptions {
+  /** Ids of the cases that the engine's kernels may refuse; a refusal of any other case fails. */
+  readonly mayRefuse: RegExp;
+  /** The engine's own options. */
+  readonly open?: object;
+  /** Said in the tests' names when options differ from the engine's defaults. */
+  readonly variant?: string;
+  /** Only the quick subset. */
+  readonly quick?: boolean;
+}
+
+/** Opens an engine for the tests of a file; where it cannot run, one skipped test says why, and the result is null. */
+async function opened(name: EngineName, what: string, options: object): Promise<Engine | null> {
   const probe = (await doctor()).find((found) => found.engine === name);
   if (probe?.available !== true) {
-    test(`conformance: ${name}`, { skip: probe?.reason ?? 'this build does not load the engine' }, () => {});
-    return;
+    test(what, { skip: probe?.reason ?? 'this build does not load the engine' }, () => {});
+    return null;
   }
-  const engine = await openEngine(name as EngineWord);
+  const engine = await openEngine(name as EngineWord, options);
   test.after(() => engine.close());
-  for (const one of CASES)
-    test(`${name}: ${one.id}`, async (t) => {
-      const results = await runCase(one, engine);
-      for (const { pass, ok, message } of results) assert.ok(ok, `${pass}: ${message}`);
-      for (const { pass, skipped } of results)
-        assert.ok(skipped === undefined || mayRefuse.test(one.id), `${pass} was refused: ${skipped}`);
-      const skipped = results.flatMap((r) => (r.skipped === undefined ? [] : [`${r.pass}: ${r.skipped}`]));
-      if (skipped.length > 0) t.skip(skipped.join('; '));
+  return engine;
+}
+
+/** Runs the conformance table on an engine, a test a case. */
+export async function runTable(
+  name: EngineName,
+  { mayRefuse, open = {}, variant, quick }: TableOptions,
+): Promise<void> {
+  const title = variant === undefined ? name : `${name}, ${variant}`;
+  const engine = await opened(name, `conformance: ${title}`, open);
+  if (engine === null) return;
+  for (const one of CASES.filter((c) => quick !== true || c.quick))
+    test(`${title}: ${one.id}`, async (t) => {
+      report(t, one, await runCase(one, engine), mayRefuse);
       assert.equal(engine.bytesInUse, 0, 'the engine holds nothing after a case');
     });
+}
+
+/** Runs the quick cases with every configuration of every kernel that serves them, not only the planner's choice. */
+export async function runConfigurations(name: EngineName): Promise<void> {
+  const engine = await opened(name, `configurations: ${name}`, {});
+  if (engine === null) return;
+  for (const one of CASES.filter((c) => c.quick))
+    test(`${name}, every configuration: ${one.id}`, async (t) => {
+      const { problem } = instantiate(one.id, one.spec);
+      for (const kernel of engine.kernels) {
+        if ((kernel.pass === 'backward' && problem.grads === null) || kernel.refuse(problem, engine.caps) !== null)
+          continue;
+        for (const config of kernel.configs(problem, engine.caps)) {
+          const prefer = { [kernel.pass]: { kernel: kernel.name, config, exact: true } };
+          const results = await runCase(one, engine, { prefer });
+          report(t, one, results, /^/, `${kernel.name} ${JSON.stringify(config)} `);
+        }
+      }
+    });
+}
+
+function report(t: TestContext, one: Case, results: readonly CaseResult[], mayRefuse: RegExp, what = ''): void {
+  for (const { pass, ok, message, skipped } of results) {
+    assert.ok(ok, `${what}${pass}: ${message}`);
+    assert.ok(skipped === undefined || mayRefuse.test(one.id), `${what}${pass} was refused: ${skipped}`);
+  }
+  const skipped = results.flatMap((r) => (r.skipped === undefined ? [] : [`${r.pass}: ${r.skipped}`]));
+  if (skipped.length > 0) t.skip(skipped.join('; '));
 }
