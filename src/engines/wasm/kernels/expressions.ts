@@ -5,7 +5,7 @@ import { lowerAll } from '../../../mods/lower.ts';
 import { simplify } from '../../../mods/simplify.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Local } from '../asm/func.ts';
-import { f32x4, i32, i32x4, v128 } from '../asm/values.ts';
+import { i32, i32x4, v128 } from '../asm/values.ts';
 import { type Lanes, laneTarget, type Scalar, type Surroundings, type Value, widenScalar } from '../math.ts';
 import { floats, iota, type Vec, type Vectors } from '../tile.ts';
 
@@ -87,5 +87,3 @@ export const asVec = (v: Vectors, x: Value): Vec => (x.kind === 'lanes' ? x.vec 
 /** Scores where the mask lets them be, -inf elsewhere. */
 export const masked = (v: Vectors, score: Vec, mask: Value): Vec =>
   v.map((s, p) => v128.bitselect(s, floats(Number.NEGATIVE_INFINITY), p), score, asVec(v, mask));
-
-export const timesConstant = (v: Vectors, x: Vec, factor: number): Vec => v.map((y) => f32x4.mul(y, floats(factor)), x);

@@ -2,15 +2,15 @@
  * Forward: one item is a block of query rows of one head, which goes over the blocks of keys its mask leaves
  * (FlashAttention-2, algorithm 1, with queries as lanes: see softmax.ts).
  */
-import { LOG2E } from '../../../core/math.ts';
 import type { Config, Cost, Listing } from '../../../engine/contract.ts';
 import { printExpr } from '../../../mods/print.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Callable } from '../asm/func.ts';
 import { ModuleBuilder } from '../asm/module.ts';
-import { f32, i32, i32Const } from '../asm/values.ts';
+import { f32, f32Const, i32, i32Const } from '../asm/values.ts';
 import type { WasmCaps, WasmKernel } from '../kernel.ts';
+import type { GemmKind } from '../native/gemm.ts';
 import type { Stored } from '../storage.ts';
 import { type Shape, shapeOf, Vectors } from '../tile.ts';
 import { expressionsOf } from './expressions.ts';
@@ -18,6 +18,7 @@ import { forBlocks, ITEM, minimum, writeQueryItems } from './items.ts';
 import { emitCheckFinite, emitFetch } from './keys.ts';
 import { arrays } from './layout.ts';
 import { PARAMS, writeParams } from './params.ts';
+import { Products } from './products.ts';
 import { emitTransposeIn, emitTransposeOut } from './rows.ts';
 import { emitDrop, emitModify } from './scores.ts';
 import { emitCarefulOut, emitEmpty, emitFinish, emitOut, emitScores, emitSoftmax, groupOf, workOf } from './softmax.ts';
@@ -41,13 +42,13 @@ export function codeKey(name: string, problem: Problem, config: Config, caps: Wa
   const { D, Dv, dtype, mask, mod, sides, sink, dropout, kv } = problem;
   const print = (e: typeof mask | typeof mod): string => (e === null ? '-' : printExpr(e.expr, sides));
   const flags = [caps.relaxed, caps.wide, caps.unroll, caps.shared, sink, dropout !== null].map(Number).join('');
-  return [name, D, Dv, dtype, kv.kind, flags, JSON.stringify(config), print(mask), print(mod)].join('|');
+  return [name, D, Dv, dtype, kv.kind, flags, caps.native, JSON.stringify(config), print(mask), print(mod)].join('|');
 }
 
 function plan(problem: Problem, config: ForwardConfig, shape: Shape) {
   const { D, Dv } = problem;
   const { blockQ, blockK } = config;
-  const block = { shape, D, Dv, blockK };
+  const block = { shape, D, Dv, blockK, products: null };
   const group = groupOf(shape, D, Dv);
   const work = workOf(block);
   const scratch = arrays({
@@ -60,12 +61,16 @@ function plan(problem: Problem, config: ForwardConfig, shape: Shape) {
   return { block, group, work, scratch };
 }
 
+const productsOf = (shape: Shape): readonly GemmKind[] =>
+  shape.native ? (['zero', 'rescale'] as const).map((start) => ({ N: shape.lanes, start })) : [];
+
 function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleBuilder {
   const shape = shapeOf(caps);
   const { D, Dv, mod, mask, dropout, sink } = problem;
   const dtype = problem.dtype as Stored;
-  const { block, group, work, scratch } = plan(problem, config, shape);
+  const { group, work, scratch, ...planned } = plan(problem, config, shape);
   const m = new ModuleBuilder(caps.shared);
+  const block = { ...planned.block, products: shape.native ? new Products(m, productsOf(shape)) : null };
   const loadQ = emitTransposeIn(m, 'load_q', shape, dtype, D, group.total);
   const storeOut = emitTransposeOut(m, 'store_out', shape, dtype, Dv, group.total);
   const fetchK = emitFetch(m, problem, 'k');
@@ -104,7 +109,7 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
     const change = (by: Callable): void => f.call(by, a.params, a.item, a.lane0, a.kv0, a.group, a.work, a.rows);
     if (modifyPartial) f.if(a.partial, () => change(modifyPartial), modify ? () => change(modify) : undefined);
     else if (modify) change(modify);
-    f.call(softmax, a.group, a.work, a.rows);
+    f.call(softmax, a.group, a.work, a.rows, PARAMS.f32(a.params, 'slope'));
     if (drop) f.call(drop, a.params, a.item, a.lane0, a.kv0, a.work, a.rows);
     const add = (by: Callable): void =>
       f.call(by, a.v, p, i32.add(a.group, group.out), i32.add(a.work, work.alpha), a.rows);
@@ -127,12 +132,12 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
     const count = i32.div_u(i32.add(rows, shape.lanes - 1), shape.lanes);
     const end = f.let(i32.add(groups, i32.mul(count, group.total)), 'end');
     const work = f.let(i32.add(a.scratch, scratch.work), 'work');
-    const scale = PARAMS.f32(params, 'scale');
-    f.call(loadQ, ITEM.i32(item, 'q'), PARAMS.i32(params, 'strideQ'), rows, scale, i32.add(groups, group.q));
+    const factor = PARAMS.f32(params, 'factor');
+    f.call(loadQ, ITEM.i32(item, 'q'), PARAMS.i32(params, 'strideQ'), rows, factor, i32.add(groups, group.q));
     const logit = sink
       ? f.let(i32.add(PARAMS.i32(params, 'sink'), i32.mul(ITEM.i32(item, 'h'), 4)), 'sink')
       : i32Const(0);
-    f.sweep(groups, end, group.total, (g) => f.call(empty, g, logit));
+    f.sweep(groups, end, group.total, (g) => f.call(empty, g));
     forBlocks(f, item, (index, partial) => {
       const kv0 = f.let(i32.mul(index, config.blockK), 'kv0');
       const n = f.let(minimum(f, i32.sub(lenK, kv0), i32Const(config.blockK)), 'n');
@@ -150,7 +155,8 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
         f.bump(lane0, shape.lanes);
       });
     });
-    f.sweep(groups, end, group.total, (g) => f.call(finish, g, PARAMS.f32(params, 'keepScale')));
+    const [toScore, keepScale] = [mod ? f32Const(1) : PARAMS.f32(params, 'toScore'), PARAMS.f32(params, 'keepScale')];
+    f.sweep(groups, end, group.total, (g) => f.call(finish, g, toScore, keepScale, logit));
     const factors = i32.add(groups, group.sum);
     const target = ITEM.i32(item, 'out');
     f.call(storeOut, i32.add(groups, group.out), factors, target, PARAMS.i32(params, 'strideOut'), rows);
@@ -188,11 +194,11 @@ export const forward: WasmKernel<ForwardConfig> = {
   compile: (problem, config, caps) => ({
     module: build(problem, config, caps).bytes(),
     scratch: plan(problem, config, shapeOf(caps)).scratch.total,
+    products: productsOf(shapeOf(caps)),
   }),
   launch(problem, config, at, heap) {
     const { items, count } = writeQueryItems(problem, config.blockQ, config.blockK, at, heap);
-    const scale = problem.mod === null ? problem.scale * LOG2E : problem.scale;
-    const params = writeParams(problem, at, heap, items, scale);
+    const params = writeParams(problem, at, heap, items);
     return { params, phases: [{ entry: 'forward', items: count, steps: 1 }] };
   },
 };

@@ -8,6 +8,7 @@ import { i32 } from '../asm/values.ts';
 import type { Addresses, Heap } from '../kernel.ts';
 import type { Side } from '../sides.ts';
 import { layout } from './layout.ts';
+import { scalingOf } from './softmax.ts';
 
 export const PARAMS = layout(
   [
@@ -28,11 +29,11 @@ export const PARAMS = layout(
     'seed1',
     'offset',
   ],
-  ['scale', 'keepScale'],
+  ['factor', 'slope', 'toScore', 'keepScale'],
 );
 
 /** Allocates and writes the record, with the addresses of the side tensors behind it. */
-export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: number, scale: number): number {
+export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: number): number {
   const { strides, dtype, dropout, kv, Hq, sides } = problem;
   const bytes = BYTES[dtype];
   const params = heap.allocate(PARAMS.bytes + 4 * sides.length);
@@ -56,7 +57,7 @@ export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: 
     seed0: dropout?.seed[0] ?? 0,
     seed1: dropout?.seed[1] ?? 0,
     offset: dropout?.offset ?? 0,
-    scale,
+    ...scalingOf(problem.scale, problem.mod !== null),
     keepScale: dropout === null ? 1 : 1 / (1 - dropout.p),
   });
   heap.i32.set(at.sides, (params + PARAMS.bytes) >>> 2);

@@ -1,19 +1,17 @@
 /** Between the two products of a block: modifier, mask and dropout on scores whose lanes are queries. */
-import { LOG2E } from '../../../core/math.ts';
-import type { Problem } from '../../../problem/problem.ts';
 import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32x4, i32, i32x4, type V128, v128 } from '../asm/values.ts';
 import { philox, splatWord } from '../philox.ts';
-import { iota, Vectors } from '../tile.ts';
-import { asVec, type Expressions, loopOver, masked, timesConstant } from './expressions.ts';
+import { iota, type Vec, Vectors } from '../tile.ts';
+import { asVec, type Expressions, loopOver, masked } from './expressions.ts';
 import { ITEM } from './items.ts';
 import { PARAMS, sideReader } from './params.ts';
 import type { BlockShape, Group, Work } from './softmax.ts';
 
 /**
  * (params, item, lane0, kv0, group, work, rows): modified and masked scores in place of raw ones, and their maximum anew.
- * Raw scores are natural with a modifier, base 2 without.
+ * A modifier sees scale * q . k, and what it gives stays natural; without one scores stay as the product gave them.
  */
 export function emitModify(
   m: ModuleBuilder,
@@ -36,6 +34,7 @@ export function emitModify(
     const v = new Vectors(f, shape);
     const kv = f.let(a.kv0, 'kv');
     const p = f.let(i32.add(a.work, work.p), 'p');
+    const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
     const max = v.load(a.group, group.max);
     const at = {
       b: f.let(ITEM.i32(a.item, 'b'), 'b'),
@@ -49,8 +48,9 @@ export function emitModify(
     const emit = loopOver(v, roots, 'q', at, sideReader(f, a.params, sides));
     f.for(0, a.rows, 1, () => {
       const raw = v.load(p);
-      const values = emit(raw);
-      let score = mod ? timesConstant(v, asVec(v, values[0]), LOG2E) : raw;
+      const scaled = mod ? v.map((x, c) => f32x4.mul(x, c), raw, toScore) : raw;
+      const values = emit(scaled);
+      let score: Vec = mod ? asVec(v, values[0]) : raw;
       if (mask) score = masked(v, score, values[values.length - 1]);
       v.store(p, score);
       v.set(
@@ -88,9 +88,3 @@ export function emitDrop(m: ModuleBuilder, { shape }: BlockShape, work: Work): C
     });
   });
 }
-
-/** Whether scores of full blocks need work, and of partial ones. */
-export const needsModify = (problem: Problem): { full: boolean; partial: boolean } => ({
-  full: problem.mod !== null,
-  partial: problem.mod !== null || problem.mask !== null,
-});

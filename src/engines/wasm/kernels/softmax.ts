@@ -5,16 +5,40 @@
  *
  *     S[kv][lanes] = K[kv][d] * Qt[d][lanes]          P = 2^(S - m)          Ot[dv][lanes] = alpha * Ot + V[kv][dv] * P
  */
-import { LN2, LOG2E } from '../../../core/math.ts';
+import { LOG2E } from '../../../core/math.ts';
 import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32x4, type I32, i32, v128 } from '../asm/values.ts';
 import { exp2Negative, log } from '../functions.ts';
+import { DESCRIPTOR } from '../native/gemm.ts';
 import { accumulators, floats, ints, product, type Shape, type Vec, Vectors } from '../tile.ts';
 import { arrays } from './layout.ts';
+import type { Products } from './products.ts';
 
-/** The maximum of a row that has seen no key: finite, so that differences with it are never NaN. */
-export const NO_MAXIMUM = -3e38;
+/**
+ * The maximum of a row that has seen no key: below every score, and finite after it was multiplied by `slope`, so that
+ * differences with it are never NaN.
+ */
+export const NO_MAXIMUM = -1e30;
+
+/**
+ * Scores are kept as the product gives them and scaled on the way into the exponential, which costs nothing where
+ * multiply-adds are fused and rounds once: P = 2^(slope * S - slope * m). `factor` multiplies q beforehand: the sign of the
+ * scale, so that the largest score has the largest weight; `toScore` takes S and m to natural scores.
+ */
+export interface Scaling {
+  readonly factor: number;
+  readonly slope: number;
+  readonly toScore: number;
+}
+
+/** @param modified the scores are replaced by modified ones, which are natural already. */
+export function scalingOf(scale: number, modified: boolean): Scaling {
+  const size = Math.abs(scale);
+  // Extreme scales go into q altogether: a slope of 0 or infinity would turn masked scores into NaN.
+  const [factor, toScore] = size > 1e-6 && size < 1e6 ? [Math.sign(scale), size] : [scale, 1];
+  return { factor, slope: LOG2E * (modified ? 1 : toScore), toScore };
+}
 
 /** Byte offsets inside one group of lanes: transposed q, running output, maximum and sum; all f32. */
 export type Group = ReturnType<typeof groupOf>;
@@ -28,13 +52,15 @@ export interface BlockShape {
   readonly D: number;
   readonly Dv: number;
   readonly blockK: number;
+  /** Products in machine code, where the shape has them. */
+  readonly products: Products | null;
 }
 
 /** Scratch of one block: scores (then probabilities) [blockK][lanes], the new maximum, alpha. */
 export type Work = ReturnType<typeof workOf>;
 export const workOf = ({ shape, blockK }: BlockShape) => {
   const row = shape.lanes * 4;
-  return arrays({ p: blockK * row, max: row, alpha: row });
+  return arrays({ p: blockK * row, max: row, alpha: row, descriptor: DESCRIPTOR.bytes });
 };
 
 /** (k, q, p, max): a register tile of scores; the maximum of its rows goes into `max`. */
@@ -57,8 +83,38 @@ export function emitScoreTile(m: ModuleBuilder, { shape, D }: BlockShape, rows: 
   });
 }
 
-/** (k, q, p, max, rows): all scores of a block. A ragged end is covered by a tile that overlaps the one before it. */
-export function emitScores(m: ModuleBuilder, block: BlockShape): Callable {
+/** (k, q, p, max, rows): all scores of a block, and their maximum over `max`. */
+export const emitScores = (m: ModuleBuilder, block: BlockShape): Callable =>
+  block.products === null ? emitTiledScores(m, block) : emitCalledScores(m, block, block.products);
+
+/** The product is a call; the maximum is taken from what it wrote, which the nearest cache still holds. */
+function emitCalledScores(m: ModuleBuilder, block: BlockShape, products: Products): Callable {
+  const { shape, D } = block;
+  const work = workOf(block);
+  const row = shape.lanes * 4;
+  return m.func('scores', { k: 'i32', q: 'i32', p: 'i32', max: 'i32', rows: 'i32' }, (f, a) => {
+    products.call(f, shape.lanes, 'zero', i32.add(a.p, work.descriptor - work.p), {
+      a: { at: a.k, row: 4 * D, column: 4 },
+      b: { at: a.q, row },
+      c: { at: a.p, row },
+      M: a.rows,
+      K: D,
+    });
+    const v = new Vectors(f, shape);
+    const max = v.load(a.max);
+    f.for(0, a.rows, 1, () => {
+      v.set(
+        max,
+        v.map((x, y) => f32x4.pmax(x, y), max, v.load(a.p)),
+      );
+      f.bump(a.p, row);
+    });
+    v.store(a.max, max);
+  });
+}
+
+/** A ragged end is covered by a tile that overlaps the one before it. */
+function emitTiledScores(m: ModuleBuilder, block: BlockShape): Callable {
   const { shape, D } = block;
   const tile = emitScoreTile(m, block, shape.rows);
   const single = emitScoreTile(m, block, 1);
@@ -78,15 +134,17 @@ export function emitScores(m: ModuleBuilder, block: BlockShape): Callable {
   });
 }
 
-/** (group, work, rows): probabilities in place of scores; maximum, sum and alpha brought up to date. */
+/** (group, work, rows, slope): probabilities in place of scores; maximum, sum and alpha brought up to date. */
 export function emitSoftmax(m: ModuleBuilder, { shape }: BlockShape, group: Group, work: Work): Callable {
-  return m.func('softmax', { group: 'i32', work: 'i32', rows: 'i32' }, (f, a) => {
+  return m.func('softmax', { group: 'i32', work: 'i32', rows: 'i32', slope: 'f32' }, (f, a) => {
     const v = new Vectors(f, shape);
+    const slope = v.splat(a.slope);
     const max = v.load(a.work, work.max);
+    const shift = v.map((x, c) => f32x4.neg(f32x4.mul(x, c)), max, slope);
     const before = v.load(a.group, group.max);
     const alpha = exp2Negative(
       v,
-      v.map((x, y) => f32x4.sub(x, y), before, max),
+      v.map((x, y, c) => f32x4.mul(f32x4.sub(x, y), c), before, max, slope),
     );
     v.store(a.work, alpha, work.alpha);
     v.store(a.group, max, group.max);
@@ -95,7 +153,7 @@ export function emitSoftmax(m: ModuleBuilder, { shape }: BlockShape, group: Grou
     f.for(0, a.rows, 1, () => {
       const weights = exp2Negative(
         v,
-        v.map((x, y) => f32x4.sub(x, y), v.load(p), max),
+        v.map((x, c, b) => v.madd(x, c, b), v.load(p), slope, shift),
       );
       v.store(p, weights);
       v.set(
@@ -122,7 +180,26 @@ function emitOutTile(m: ModuleBuilder, { shape, Dv }: BlockShape, columns: numbe
 }
 
 /** (v, p, out, alpha, rows): the block's values added to the running output. */
-export function emitOut(m: ModuleBuilder, block: BlockShape): Callable {
+export const emitOut = (m: ModuleBuilder, block: BlockShape): Callable =>
+  block.products === null ? emitTiledOut(m, block) : emitCalledOut(m, block, block.products);
+
+function emitCalledOut(m: ModuleBuilder, block: BlockShape, products: Products): Callable {
+  const { shape, Dv } = block;
+  const work = workOf(block);
+  const row = shape.lanes * 4;
+  return m.func('out', { v: 'i32', p: 'i32', out: 'i32', alpha: 'i32', rows: 'i32' }, (f, a) => {
+    products.call(f, shape.lanes, 'rescale', i32.add(a.p, work.descriptor - work.p), {
+      a: { at: a.v, row: 4, column: 4 * Dv },
+      b: { at: a.p, row },
+      c: { at: a.out, row },
+      factor: a.alpha,
+      M: Dv,
+      K: a.rows,
+    });
+  });
+}
+
+function emitTiledOut(m: ModuleBuilder, block: BlockShape): Callable {
   const { shape, Dv } = block;
   const whole = Math.floor(Dv / shape.rows) * shape.rows;
   const tile = emitOutTile(m, block, shape.rows);
@@ -161,41 +238,60 @@ export function emitCarefulOut(m: ModuleBuilder, { shape, Dv }: BlockShape): Cal
   });
 }
 
-/**
- * (group, sink): sets a group's maximum, sum and output to those of rows that have seen no key but, where `sink` is not 0,
- * the logit at that address.
- */
+/** (group): sets a group's maximum, sum and output to those of rows that have seen no key. */
 export function emitEmpty(m: ModuleBuilder, { shape }: BlockShape, group: Group): Callable {
-  return m.func('empty', { group: 'i32', sink: 'i32' }, (f, a) => {
+  return m.func('empty', { group: 'i32' }, (f, a) => {
     const v = new Vectors(f, shape);
     v.store(a.group, v.repeat(floats(NO_MAXIMUM)), group.max);
     v.store(a.group, v.repeat(floats(0)), group.sum);
-    f.if(a.sink, () => {
-      const logit = v.splat(f32.mul(f32.load(a.sink), LOG2E));
-      const max = v.map((x) => f32x4.pmax(x, floats(NO_MAXIMUM)), logit);
-      v.store(a.group, max, group.max);
-      v.store(
-        a.group,
-        exp2Negative(
-          v,
-          v.map((x, y) => f32x4.sub(x, y), logit, max),
-        ),
-        group.sum,
-      );
-    });
     const end = f.let(i32.add(a.group, group.max), 'end');
     f.sweep(i32.add(a.group, group.out), end, 16, (out) => f.do(v128.store(out, ints(0))));
   });
 }
 
-/** (group, scale): the natural log of the sum in place of the maximum, and scale / sum (0 where the sum is) in place of the sum. */
+/**
+ * (group, toScore, keepScale, sink): puts lse in place of the maximum, and in place of the sum what the output has to be
+ * multiplied by: keepScale / sum, 0 for rows that attend to nothing. `sink` is the address of one more logit, or 0.
+ */
 export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group): Callable {
-  return m.func('finish', { group: 'i32', scale: 'f32' }, (f, a) => {
+  const params = { group: 'i32', toScore: 'f32', keepScale: 'f32', sink: 'i32' } as const;
+  return m.func('finish', params, (f, a) => {
     const v = new Vectors(f, shape);
     const sum = v.load(a.group, group.sum);
-    const lse = v.map((x, y) => v.madd(x, floats(LN2), y), v.load(a.group, group.max), log(v, sum));
-    const inverse = v.map((s, x) => v128.and(f32x4.div(s, x), f32x4.ne(x, floats(0))), v.splat(a.scale), sum);
-    v.store(a.group, lse, group.max);
-    v.store(a.group, inverse, group.sum);
+    const seen = v.map((x) => f32x4.ne(x, floats(0)), sum);
+    const max = v.map((x, c) => f32x4.mul(x, c), v.load(a.group, group.max), v.splat(a.toScore));
+    const factor = v.splat(a.keepScale);
+    const numerator = v.map((x) => x, factor);
+    f.if(a.sink, () => {
+      const logit = v.splat(f32.load(a.sink));
+      const top = v.map((x, y) => f32x4.pmax(x, y), max, logit);
+      const weight = (x: Vec): Vec =>
+        exp2Negative(
+          v,
+          v.map((y, t) => f32x4.mul(f32x4.sub(y, t), floats(LOG2E)), x, top),
+        );
+      const kept = weight(max);
+      v.set(
+        sum,
+        v.map((x, w, l) => v.madd(x, w, l), sum, kept, weight(logit)),
+      );
+      v.set(
+        numerator,
+        v.map((x, w) => f32x4.mul(x, w), factor, kept),
+      );
+      v.set(max, top);
+    });
+    const lse = v.map((x, y) => f32x4.add(x, y), max, log(v, sum));
+    const nothing = floats(Number.NEGATIVE_INFINITY);
+    v.store(
+      a.group,
+      v.map((x, s) => v128.bitselect(x, nothing, s), lse, seen),
+      group.max,
+    );
+    v.store(
+      a.group,
+      v.map((n, x, s) => v128.and(f32x4.div(n, x), s), numerator, sum, seen),
+      group.sum,
+    );
   });
 }
