@@ -46,65 +46,61 @@ interface Sums {
   readonly dSink: Float64Array;
 }
 
+/** What a head's rows are worked out in; reused from head to head. */
+interface Scratch {
+  /** [lenQ, lenK]: scores, then probabilities. */
+  readonly p: Float64Array;
+  /** [lenQ, lenK]: dP, then dS. */
+  readonly ds: Float64Array;
+  /** [lenQ, lenK]: scores before the modifier; null when there is none. */
+  readonly raw: Float64Array | null;
+  /** [lenK] dropout factors of a row, and the dropped probabilities. */
+  readonly factors: Float64Array;
+  readonly weights: Float64Array;
+}
+
 export async function runBackward(
   problem: Problem,
   precision: Precision,
   operands: Operands,
   options: HostRunOptions,
 ): Promise<void> {
-  const { D, Dv, Hq, Hkv, strides } = problem;
-  const { single, step } = precision;
+  const { D, Dv, Hq, Hkv, Sq, Sk, strides } = problem;
+  const group = Hq / Hkv;
   const expressions = compileExpressions(problem, operands, true);
-  const p = new Float64Array(problem.Sq * problem.Sk);
-  const ds = new Float64Array(problem.Sq * problem.Sk);
-  const raw = problem.mod === null ? null : new Float64Array(problem.Sq * problem.Sk);
-  const factors = new Float64Array(problem.Sk).fill(1);
-  const weights = new Float64Array(problem.Sk);
-  const sizes = (t: EngineTensor): number => sizeOf(t.shape);
+  const scratch: Scratch = {
+    p: new Float64Array(Sq * Sk),
+    ds: new Float64Array(Sq * Sk),
+    raw: problem.mod === null ? null : new Float64Array(Sq * Sk),
+    factors: new Float64Array(Sk).fill(1),
+    weights: new Float64Array(Sk),
+  };
+  const zeros = (t: EngineTensor): Float64Array => new Float64Array(sizeOf(t.shape));
   const sums: Sums = {
-    dq: new Float64Array(sizes(operands.q)),
-    dk: new Float64Array(sizes(operands.k)),
-    dv: new Float64Array(sizes(operands.v)),
-    dSides: operands.sides.map((side, i) => (problem.grads?.sides[i] ? new Float64Array(sizes(side)) : null)),
+    dq: zeros(operands.q),
+    dk: zeros(operands.k),
+    dv: zeros(operands.v),
+    dSides: operands.sides.map((side, i) => (problem.grads?.sides[i] ? zeros(side) : null)),
     dSink: new Float64Array(Hq),
   };
   const sequences = sequencesOf(problem);
   const pace = new Pace(sequences.reduce((n, s) => n + 3 * s.lenQ, 0) * Hq, options);
 
   for (const at of sequences) {
+    // Heads that share keys come one after the other; their sums are put where they belong after the last.
     let dk = new Float64Array(at.lenK * D);
     let dv = new Float64Array(at.lenK * Dv);
     for (const head of headsOf(problem, at, operands)) {
-      const dO = gather(dataOf(operands.dOut!), DECODE[problem.dtype], queryRows(at, strides.out, head.h), at.lenQ, Dv);
-      const dLse = rowGradients(operands.dLse ?? null, queryRows(at, strides.lse, head.h));
       const dqRow = queryRows(at, strides.q, head.h);
-      const lse = new Float64Array(at.lenQ);
+      const lse = await probabilities(problem, precision, expressions, head, scratch, pace);
+      await scoreGradients(problem, precision, expressions, head, operands, lse, scratch, dv, sums, pace);
       for (let i = 0; i < at.lenQ; i++) {
-        scoreRow(problem, precision, head, i, p);
-        raw?.set(p.subarray(i * at.lenK, (i + 1) * at.lenK), i * at.lenK);
-        modifyRow(expressions, precision, head, i, p);
-        lse[i] = softmaxRow(precision, head, i, p);
+        combine(scratch.ds, i * at.lenK, head.k, at.lenK, D, sums.dq, dqRow(i), precision.single);
+        spread(scratch.ds, i * at.lenK, head.q, i * D, at.lenK, D, dk, precision.single);
         await pace.row();
       }
-      for (let i = 0; i < at.lenQ; i++) {
-        dropoutRow(problem, head, i, factors);
-        weighted(precision, p, i * at.lenK, factors, weights, at.lenK);
-        spread(weights, 0, dO, i * Dv, at.lenK, Dv, dv, single);
-        dots(dO, i * Dv, head.v, at.lenK, Dv, ds, i * at.lenK, single);
-        const delta = softmaxGradient(precision, p, ds, i * at.lenK, factors, at.lenK, dLse(i));
-        if (lse[i] !== Number.NEGATIVE_INFINITY)
-          sums.dSink[head.h] = step(sums.dSink[head.h] - step(Math.exp(head.sink - lse[i]) * delta));
-        if (raw !== null) modGradient(expressions, precision, head, i, raw, ds, sums.dSides);
-        await pace.row();
-      }
-      for (let i = 0; i < at.lenQ; i++) {
-        combine(ds, i * at.lenK, head.k, at.lenK, D, sums.dq, dqRow(i), single);
-        spread(ds, i * at.lenK, head.q, i * D, at.lenK, D, dk, single);
-        await pace.row();
-      }
-      const group = Hq / Hkv;
       if ((head.h + 1) % group !== 0) continue;
-      const hkv = (head.h + 1) / group - 1;
+      const hkv = Math.floor(head.h / group);
       scatterAdd(dk, sums.dk, keyRows(problem, at, strides.k, hkv), D);
       scatterAdd(dv, sums.dv, keyRows(problem, at, strides.v, hkv), Dv);
       dk = new Float64Array(at.lenK * D);
@@ -113,6 +109,61 @@ export async function runBackward(
   }
   write(problem, sums, operands);
   pace.finish();
+}
+
+/** Fills `p` (and `raw`) for a head. Returns the lse of its rows. */
+async function probabilities(
+  problem: Problem,
+  precision: Precision,
+  expressions: Expressions,
+  head: Head,
+  { p, raw }: Scratch,
+  pace: Pace,
+): Promise<Float64Array> {
+  const { lenQ, lenK } = head.at;
+  const lse = new Float64Array(lenQ);
+  for (let i = 0; i < lenQ; i++) {
+    scoreRow(problem, precision, head, i, p);
+    raw?.set(p.subarray(i * lenK, (i + 1) * lenK), i * lenK);
+    modifyRow(expressions, precision, head, i, p);
+    lse[i] = softmaxRow(precision, head, i, p);
+    await pace.row();
+  }
+  return lse;
+}
+
+/** Fills `ds` for a head, and adds up what does not need its products: dv [lenK, Dv], side gradients, the sink's. */
+async function scoreGradients(
+  problem: Problem,
+  precision: Precision,
+  expressions: Expressions,
+  head: Head,
+  operands: Operands,
+  lse: Float64Array,
+  { p, ds, raw, factors, weights }: Scratch,
+  dv: Float64Array,
+  sums: Sums,
+  pace: Pace,
+): Promise<void> {
+  const { at, h, sink } = head;
+  const { lenQ, lenK } = at;
+  const { Dv, strides, dtype } = problem;
+  const { single, step } = precision;
+  const dO = gather(dataOf(operands.dOut!), DECODE[dtype], queryRows(at, strides.out, h), lenQ, Dv);
+  const dLse = rowGradients(operands.dLse ?? null, queryRows(at, strides.lse, h));
+  for (let i = 0; i < lenQ; i++) {
+    const from = i * lenK;
+    dropoutRow(problem, head, i, factors);
+    weighted(precision, p, from, factors, weights, lenK);
+    spread(weights, 0, dO, i * Dv, lenK, Dv, dv, single);
+    dots(dO, i * Dv, head.v, lenK, Dv, ds, from, single);
+    const delta = softmaxGradient(precision, p, ds, from, factors, lenK, dLse(i));
+    // The sink's probability is exp(sink - lse) and its dP is 0.
+    if (lse[i] !== Number.NEGATIVE_INFINITY)
+      sums.dSink[h] = step(sums.dSink[h] - step(Math.exp(sink - lse[i]) * delta));
+    if (raw !== null) modGradient(expressions, precision, head, i, raw, ds, sums.dSides);
+    await pace.row();
+  }
 }
 
 /** dLse of a head's row; 0 when lse is not differentiated through. */
