@@ -258,7 +258,10 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
     asm.emit('vote.sync.any.pred', anyGrew.name, grew.name, '-1');
     asm.branch(unchanged, anyGrew, { negate: true, uniform: true });
     for (let i = 0; i < m; i++)
-      for (const tile of acc[i]) tile.forEach((x, e) => asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]));
+      for (const tile of acc[i])
+        tile.forEach((x, e) => {
+          asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]);
+        });
     asm.place(unchanged);
 
     if (dropout !== null) {
@@ -302,9 +305,9 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
     for (let i = 0; i < m; i++)
       for (let n = 0; n < blockK / 8; n++) {
         const attends = scorer.attends({ rowsAre: 'q', rows: qPositions, columns, head: h }, i, n);
-        scores[i][n].forEach((s, e) =>
-          asm.set(s, 'selp.f32', s, asm.constant('f32', Number.NEGATIVE_INFINITY), attends[e]),
-        );
+        scores[i][n].forEach((s, e) => {
+          asm.set(s, 'selp.f32', s, Number.NEGATIVE_INFINITY, attends[e]);
+        });
       }
     asm.place(inside);
     accumulate(false);

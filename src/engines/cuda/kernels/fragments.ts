@@ -243,6 +243,6 @@ export function packPair(asm: Assembler, storage: Storage, low: Reg<'f32'>, high
 /** Accumulators for `columns` columns, set to zero. */
 export function zeroTiles(asm: Assembler, m: number, columns: number): Tile[][] {
   return Array.from({ length: m }, () =>
-    Array.from({ length: columns / 8 }, () => asm.regs('f32', 4).map((r) => (asm.set(r, 'mov.f32', 0), r))),
+    Array.from({ length: columns / 8 }, () => Array.from({ length: 4 }, () => asm.constant('f32', 0))),
   );
 }
