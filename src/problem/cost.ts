@@ -1,6 +1,7 @@
 /** Arithmetic and traffic of a problem, by formula: what plans are ranked by and benches report. LEGEND.md has the counting rules. */
 import { BYTES } from '../core/dtype.ts';
-import { compileEvaluator } from '../mods/evaluate.ts';
+import type { Box } from '../mods/classify.ts';
+import { compileEvaluator, type Point } from '../mods/evaluate.ts';
 import type { Problem } from './problem.ts';
 import { blockRuns, lengthsOf, problemClassifier, remember, variesWith } from './ranges.ts';
 
@@ -11,17 +12,20 @@ export interface PairCount {
   readonly exact: boolean;
 }
 
-/** Block edge from which undecided blocks are counted position by position. */
+/** Edge of the boxes whose positions are evaluated one by one. */
 const LEAF = 16;
+/** Evaluations that classifying one box takes about as long as. */
+const CLASSIFY = 16;
 
 /**
- * How many (query, key) pairs the mask keeps. Whole blocks are counted as such; the positions of undecided ones are
- * evaluated, up to `budget` of them (by default many for masks that read no tensors, whose count is remembered across
- * calls), after which they count half.
+ * How many (query, key) pairs the mask keeps. Boxes that attend as a whole are counted as such and others are halved, all
+ * of one size before any of the next, down to positions; `budget` is the number of evaluations after which the boxes
+ * left count half. By default it is large for masks whose count is remembered across calls (they read no tensors), and a
+ * few ms for others.
  */
 export function countPairs(problem: Problem, budget?: number): PairCount {
   const reads = problem.mask !== null && problem.sides.length > 0;
-  const limit = budget ?? (reads || !problem.uniform ? 2 ** 16 : 2 ** 22);
+  const limit = budget ?? (reads || !problem.uniform ? 2 ** 17 : 2 ** 22);
   return remember(problem, `pairs ${limit}`, () => count(problem, limit));
 }
 
@@ -29,50 +33,64 @@ function count(problem: Problem, budget: number): PairCount {
   const { B, Hq, mask } = problem;
   if (B === 0 || Hq === 0) return { pairs: 0, exact: true };
   const varies = variesWith(problem);
+  const [batches, heads] = [varies.b ? B : 1, varies.h ? Hq : 1];
   const classify = problemClassifier(problem);
   const attends = mask === null ? null : compileEvaluatorOrNull(problem);
-  let exact = true;
-  let left = budget;
   let total = 0;
-  const batches = varies.b ? B : 1;
-  const heads = varies.h ? Hq : 1;
-  const at = { score: 0, b: 0, h: 0, q: 0, kv: 0, lenQ: 0, lenK: 0 };
-
-  const countBox = (q0: number, q1: number, k0: number, k1: number): number => {
-    if (q0 > q1 || k0 > k1) return 0;
-    const area = (q1 - q0 + 1) * (k1 - k0 + 1);
-    const { b, h, lenQ, lenK } = at;
-    const found = classify({ b, h, lenQ, lenK, q: [q0, q1], kv: [k0, k1] });
-    if (found !== 'partial') return found === 'full' ? area : 0;
-    const [height, width] = [q1 - q0 + 1, k1 - k0 + 1];
-    if (left < LEAF * LEAF || attends === null) {
-      exact = false;
-      return area / 2;
-    }
-    if (height <= LEAF && width <= LEAF) {
-      left -= area;
-      let n = 0;
-      for (at.q = q0; at.q <= q1; at.q++) for (at.kv = k0; at.kv <= k1; at.kv++) n += attends(at);
-      return n;
-    }
-    left--;
-    // Split the longer side at a multiple of the leaf.
-    if (height >= width) {
-      const middle = q0 + Math.ceil(height / 2 / LEAF) * LEAF;
-      return countBox(q0, middle - 1, k0, k1) + countBox(middle, q1, k0, k1);
-    }
-    const middle = k0 + Math.ceil(width / 2 / LEAF) * LEAF;
-    return countBox(q0, q1, k0, middle - 1) + countBox(q0, q1, middle, k1);
-  };
-
-  for (let b = 0; b < batches; b++) {
-    const { lenQ, lenK } = lengthsOf(problem, b);
+  let left = budget;
+  let undecided: Box[] = [];
+  for (let b = 0; b < batches; b++)
     for (let h = 0; h < heads; h++) {
-      Object.assign(at, { b, h, lenQ, lenK });
-      total += countBox(0, lenQ - 1, 0, lenK - 1);
+      const lengths = lengthsOf(problem, b);
+      undecided.push({ b, h, ...lengths, q: [0, lengths.lenQ - 1], kv: [0, lengths.lenK - 1] });
     }
+  undecided = undecided.filter((box) => areaOf(box) > 0);
+
+  while (undecided.length > 0) {
+    const next: Box[] = [];
+    for (const box of undecided) {
+      const found = classify(box);
+      if (found === 'full') total += areaOf(box);
+      else if (found === 'partial') next.push(box);
+    }
+    left -= undecided.length * CLASSIFY;
+    undecided = next;
+    const leaves = undecided.every((box) => edgeOf(box) <= LEAF);
+    const cost = leaves ? sum(undecided, areaOf) : undecided.length * 4 * CLASSIFY;
+    if (undecided.length > 0 && (cost > left || attends === null)) break;
+    if (leaves && attends !== null) {
+      total += sum(undecided, (box) => evaluated(box, attends));
+      undecided = [];
+    } else undecided = undecided.flatMap(halves);
   }
+  const exact = undecided.length === 0;
+  total += sum(undecided, areaOf) / 2;
   return { pairs: Math.round(total * (B / batches) * (Hq / heads)), exact };
+}
+
+const sum = <T>(items: readonly T[], of: (item: T) => number): number => items.reduce((n, item) => n + of(item), 0);
+const lengthOf = ([first, last]: readonly [number, number]): number => last - first + 1;
+const areaOf = (box: Box): number => lengthOf(box.q) * lengthOf(box.kv);
+const edgeOf = (box: Box): number => Math.max(lengthOf(box.q), lengthOf(box.kv));
+
+/** The box cut across both axes, at multiples of a leaf; axes of a leaf or less stay whole. */
+const halves = (box: Box): Box[] => cut(box.q).flatMap((q) => cut(box.kv).map((kv) => ({ ...box, q, kv })));
+
+function cut(span: readonly [number, number]): (readonly [number, number])[] {
+  const length = lengthOf(span);
+  if (length <= LEAF) return [span];
+  const middle = span[0] + Math.ceil(length / 2 / LEAF) * LEAF;
+  return [
+    [span[0], middle - 1],
+    [middle, span[1]],
+  ];
+}
+
+function evaluated(box: Box, attends: (at: Point) => number): number {
+  const at: Point = { ...box, score: 0, q: 0, kv: 0 };
+  let n = 0;
+  for (at.q = box.q[0]; at.q <= box.q[1]; at.q++) for (at.kv = box.kv[0]; at.kv <= box.kv[1]; at.kv++) n += attends(at);
+  return n;
 }
 
 /** Null when the mask reads tensors that are not on the host. */

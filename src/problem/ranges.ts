@@ -129,29 +129,26 @@ function findRuns(problem: Problem, by: 'q' | 'kv', blockQ: number, blockK: numb
   const [block, across] = by === 'q' ? [blockQ, blockK] : [blockK, blockQ];
   const rows = Math.ceil((by === 'q' ? problem.Sq : problem.Sk) / block);
   const varies = variesWith(problem);
-  const [batches, heads] = [varies.b ? problem.B : 1, varies.h ? problem.Hq : 1];
+  const [batches, heads] = [varies.b ? problem.B : Math.min(problem.B, 1), varies.h ? problem.Hq : 1];
   const rowStart = new Int32Array(batches * heads * rows + 1);
   const runs: number[] = [];
   const classify = problemClassifier(problem);
 
   let row = 0;
   for (let b = 0; b < batches; b++) {
-    const { lenQ, lenK } = problem.B === 0 ? { lenQ: 0, lenK: 0 } : lengthsOf(problem, b);
+    const { lenQ, lenK } = lengthsOf(problem, b);
     const [length, acrossLength] = by === 'q' ? [lenQ, lenK] : [lenK, lenQ];
-    for (let h = 0; h < heads; h++)
+    for (let h = 0; h < heads; h++) {
+      const found = bisect(Math.ceil(length / block), Math.ceil(acrossLength / across), (r, c) => {
+        const own = [r[0] * block, Math.min(r[1] * block, length) - 1] as const;
+        const other = [c[0] * across, Math.min(c[1] * across, acrossLength) - 1] as const;
+        return classify(by === 'q' ? { b, h, lenQ, lenK, q: own, kv: other } : { b, h, lenQ, lenK, q: other, kv: own });
+      });
       for (let i = 0; i < rows; i++) {
-        if (i * block < length) {
-          const own = [i * block, Math.min((i + 1) * block, length) - 1] as const;
-          const from = runs.length;
-          bisect(0, Math.ceil(acrossLength / across), runs, from, (first, end) => {
-            const other = [first * across, Math.min(end * across, acrossLength) - 1] as const;
-            return classify(
-              by === 'q' ? { b, h, lenQ, lenK, q: own, kv: other } : { b, h, lenQ, lenK, q: other, kv: own },
-            );
-          });
-        }
+        if (i < found.length) for (const x of found[i]) runs.push(x);
         rowStart[++row] = runs.length / 3;
       }
+    }
   }
   const strideH = varies.h ? rows : 0;
   const strideB = varies.b ? heads * rows : 0;
@@ -166,25 +163,40 @@ function findRuns(problem: Problem, by: 'q' | 'kv', blockQ: number, blockK: numb
   });
 }
 
-/** Appends the runs of blocks [first, end) to `runs`; runs of this row start at `from`. */
-function bisect(
-  first: number,
-  end: number,
-  runs: number[],
-  from: number,
-  classify: (first: number, end: number) => BlockClass,
-): void {
-  if (first >= end) return;
-  const found = classify(first, end);
-  if (found === 'skip') return;
-  if (found === 'partial' && end - first > 1) {
-    const middle = (first + end) >> 1;
-    bisect(first, middle, runs, from, classify);
-    bisect(middle, end, runs, from, classify);
-    return;
-  }
-  const partial = found === 'partial' ? 1 : 0;
-  const n = runs.length;
-  if (n > from && runs[n - 2] === first && runs[n - 1] === partial) runs[n - 2] = end;
-  else runs.push(first, end, partial);
+/** First block and the end of a range of blocks. */
+type Span = readonly [first: number, end: number];
+
+/**
+ * Runs of every row of a matrix of blocks. Rectangles of blocks that attend as a whole, or not at all, are settled at
+ * once; others are quartered. Of two rectangles in one row the left one is visited first, so runs come in order.
+ */
+function bisect(rows: number, columns: number, classify: (rows: Span, columns: Span) => BlockClass): number[][] {
+  const found = Array.from({ length: rows }, (): number[] => []);
+  const visit = (r: Span, c: Span): void => {
+    const kind = classify(r, c);
+    if (kind === 'skip') return;
+    if (kind === 'partial' && (r[1] - r[0] > 1 || c[1] - c[0] > 1)) {
+      for (const half of halves(r)) for (const other of halves(c)) visit(half, other);
+      return;
+    }
+    for (let i = r[0]; i < r[1]; i++) append(found[i], c, kind === 'partial' ? 1 : 0);
+  };
+  if (rows > 0 && columns > 0) visit([0, rows], [0, columns]);
+  return found;
+}
+
+function halves([first, end]: Span): readonly Span[] {
+  if (end - first === 1) return [[first, end]];
+  const middle = (first + end) >> 1;
+  return [
+    [first, middle],
+    [middle, end],
+  ];
+}
+
+/** Adds a run to a row, or lengthens the last one. */
+function append(row: number[], [first, end]: Span, partial: 0 | 1): void {
+  const n = row.length;
+  if (n > 0 && row[n - 2] === first && row[n - 1] === partial) row[n - 2] = end;
+  else row.push(first, end, partial);
 }
