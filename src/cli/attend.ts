@@ -12,6 +12,7 @@ import { type EngineFlags, engineOptions, withEngines } from './engines.ts';
 import { checkTargets, saveTensors } from './files.ts';
 import { type InputFlags, type Loaded, loadInputs } from './inputs.ts';
 import { scoreOptions } from './scores.ts';
+import { dtypeOption } from './shapes.ts';
 import { milliseconds, pairs, print, printJson, progress, rate } from './terminal.ts';
 
 interface Flags extends InputFlags, EngineFlags {
@@ -40,6 +41,9 @@ const TARGETS = {
 type ResultName = keyof typeof TARGETS;
 const GRADIENTS: readonly ResultName[] = ['dq', 'dk', 'dv', 'dBias', 'dSlopes', 'dSink'];
 
+/** Results with the axes of q, k and v, of which some may be missing. */
+const LIKE_INPUTS: ReadonlySet<ResultName> = new Set(['out', 'lse', 'dq', 'dk', 'dv']);
+
 /** Attention on tensors in files, with gradients when `--grad` gives those of the output. */
 export const attend = (): Command =>
   engineOptions(
@@ -52,7 +56,7 @@ export const attend = (): Command =>
         .requiredOption('--q <file>', 'queries [B, Hq, Sq, D]; leading axes of length 1 may be missing')
         .requiredOption('--k <file>', 'keys [B, Hkv, Sk, D]')
         .requiredOption('--v <file>', 'values [B, Hkv, Sk, Dv]')
-        .option('--dtype <type>', 'convert q, k, v to f32, f16, bf16 or f64 first')
+        .addOption(dtypeOption('convert q, k and v to this type first'))
         .option('--out <file>', 'where the output goes')
         .option('--lse <file>', 'where the log-sum-exp goes, f32 [B, Hq, Sq]')
         .option('--grad <file>', 'gradient of the output: computes backward too')
@@ -88,7 +92,7 @@ export const attend = (): Command =>
         const result = done.results[name];
         if (result === null || result === undefined)
           throw new ArgumentError(option, 'a tensor that the call has', 'none');
-        const t = name === 'dSlopes' || name === 'dSink' ? result : inputs.restore(result);
+        const t = LIKE_INPUTS.has(name) ? inputs.restore(result) : result;
         return [{ option, spec, tensor: t }];
       });
       await saveTensors(saved);
@@ -162,6 +166,9 @@ function tell(done: Done, saved: readonly { spec: string; tensor: HostTensor }[]
   ];
   if (seconds.backward !== null) list.push(['backward', line(seconds.backward, flops.backward ?? 0)]);
   if (seed !== null) list.push(['seed', String((BigInt(seed[1]) << 32n) | BigInt(seed[0]))]);
+  for (const { engine, kernel, reason } of plan.refusals)
+    if (engine !== plan.engine)
+      list.push(['refused', `${engine}${kernel === undefined ? '' : `/${kernel}`}: ${reason}`]);
   for (const { spec, tensor: t } of saved) list.push(['wrote', `${spec} ${t.dtype} [${t.shape.join(', ')}]`]);
   if (saved.length === 0) list.push(['wrote', 'nothing: --out and --lse say where results go']);
   print(pairs(list));

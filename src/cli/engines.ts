@@ -45,6 +45,8 @@ export async function openEngines(flags: EngineFlags): Promise<Engine[]> {
       refusals.push({ engine: name, reason: reasonOf(error) });
     }
   }
+  // What was asked for by name fails above; what was only preferred is passed over, but not in silence.
+  for (const { engine, reason } of refusals) process.stderr.write(`tilewise: ${engine} is not used: ${reason}\n`);
   if (engines.length === 0) throw new UnsupportedError('tilewise', refusals);
   return engines;
 }

@@ -58,8 +58,8 @@ async function loadNpy(file: FileHandle, size: number, path: string): Promise<Ho
 async function loadSafetensor(file: FileHandle, size: number, path: string, name?: string): Promise<HostTensor> {
   const length = safetensorsHeaderBytes(await bytesAt(file, 0, Math.min(8, size)), size, path);
   const header = parseSafetensorsHeader(await bytesAt(file, 0, length), size, path);
-  const only = header.entries.size === 1 ? [...header.entries.keys()][0] : '';
-  const entry = findEntry(header, name ?? only, path);
+  const only = header.entries.size === 1 ? [...header.entries.keys()][0] : undefined;
+  const entry = findEntry(header, name ?? only ?? '(no name)', path);
   return decodeEntry(entry, await bytesAt(file, entry.start, entry.end), path);
 }
 

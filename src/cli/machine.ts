@@ -1,5 +1,6 @@
 /** What results were measured on, as plain data. */
 import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -38,4 +39,15 @@ export function commit(): string | null {
   } catch {
     return null;
   }
+}
+
+/** This package's own package.json: the nearest one above this file, which lies at different depths in sources and builds. */
+export function ownPackage(): { readonly version: string; readonly description: string } {
+  let url = new URL('package.json', import.meta.url);
+  while (!existsSync(url)) {
+    const above = new URL('../package.json', url);
+    if (above.href === url.href) return { version: 'unknown', description: '' };
+    url = above;
+  }
+  return JSON.parse(readFileSync(url, 'utf8'));
 }

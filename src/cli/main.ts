@@ -1,6 +1,5 @@
 #!/usr/bin/env node
 /** The `tilewise` command: one file a subcommand, nothing else here but their list and what happens to errors. */
-import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { attend } from './attend.ts';
 import { bench } from './bench.ts';
@@ -9,12 +8,14 @@ import { report } from './command.ts';
 import { doctor } from './doctor.ts';
 import { dump } from './dump.ts';
 import { explain } from './explain.ts';
+import { ownPackage } from './machine.ts';
 
-const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
+const { version, description } = ownPackage();
 
 const program = new Command('tilewise')
   .description(description)
   .version(version)
+  .showHelpAfterError('(--help lists the commands)')
   .addHelpText('after', '\nEvery command has examples: tilewise attend --help');
 for (const make of [attend, doctor, explain, check, bench, dump]) program.addCommand(make());
 for (const one of [program, ...program.commands, ...program.commands.flatMap((c) => c.commands)]) one.exitOverride();

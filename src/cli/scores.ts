@@ -1,5 +1,5 @@
 /** Options that shape scores and need no file: shared by commands that compute and commands that only plan. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import type { AttentionOptions } from '../api/options.ts';
 import { type HostTensor, tensor } from '../core/tensor.ts';
 import type { Mask } from '../mods/expr.ts';
@@ -18,6 +18,8 @@ export interface ScoreFlags {
   readonly seed?: bigint;
 }
 
+const LAYOUTS: readonly Layout[] = ['bhnd', 'bnhd'];
+
 export const scoreOptions = (to: Command): Command =>
   to
     .option('--causal [align]', 'no query sees a later key; align: bottom-right (default) or top-left', alignment)
@@ -27,7 +29,9 @@ export const scoreOptions = (to: Command): Command =>
     .option('--scale <x>', 'multiplies q.k; default 1 / sqrt(D)', number)
     .option('--dropout <p>', 'probability of dropping a probability', number)
     .option('--seed <n>', 'seed of the dropout; default random, and told', seed)
-    .option('--layout <axes>', 'bhnd ([B, H, S, D], default) or bnhd ([B, S, H, D])');
+    .addOption(
+      new Option('--layout <axes>', 'order of axes: [B, H, S, D], the default, or [B, S, H, D]').choices(LAYOUTS),
+    );
 
 /** What the library calls them. Masks that have no option of their own are returned apart, to be joined with others. */
 export function scoreSettings(flags: ScoreFlags): { options: AttentionOptions; masks: Mask[] } {

@@ -1,5 +1,5 @@
 /** Shapes on the command line, for commands that plan or make random tensors. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { type FloatDType, fromFloat64 } from '../core/dtype.ts';
 import { type HostTensor, sizeOf, type TensorLike, tensor } from '../core/tensor.ts';
 import type { Layout } from '../problem/problem.ts';
@@ -16,6 +16,10 @@ export interface ShapeFlags {
   readonly dtype: FloatDType;
 }
 
+/** `--dtype`, one of the float types. */
+export const dtypeOption = (words: string): Option =>
+  new Option('--dtype <type>', words).choices(['f32', 'f16', 'bf16', 'f64'] satisfies FloatDType[]);
+
 export const shapeOptions = (to: Command): Command =>
   to
     .option('-b, --batch <n>', 'batch', integer(0), 1)
@@ -25,7 +29,7 @@ export const shapeOptions = (to: Command): Command =>
     .option('--kv-seq <n>', 'key rows; default: as many as query rows', integer(0))
     .option('-d, --dim <n>', 'head size', integer(1), 64)
     .option('--dim-v <n>', 'head size of v and out; default: that of q', integer(1))
-    .option('--dtype <type>', 'f32, f16, bf16 or f64', 'f32');
+    .addOption(dtypeOption('element type of q, k, v and out').default('f32'));
 
 /** Shapes of q, k and v in the given layout. */
 export function shapesOf(flags: ShapeFlags, layout: Layout = 'bhnd'): { q: TensorLike; k: TensorLike; v: TensorLike } {
