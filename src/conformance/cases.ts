@@ -167,6 +167,8 @@ const masks: Topic = {
     mask: (s) => maskTensor(bytes([s.B, 1, 1, s.Sk], (i) => Number(i % s.Sk < 50 + 20 * Math.floor(i / s.Sk)))),
     nanRow: (b, kv) => kv >= 50 + 20 * b,
   },
+  // Later keys than a query's own are hidden from it, whatever they hold; the queries that see them are NaN, and so is their lse.
+  'nan-later': { Sq: 97, mask: bottomRight, nanRow: (_b, kv) => kv === 75, noGrads: true, nanResults: true },
 };
 
 const blocks: Topic = Object.fromEntries(

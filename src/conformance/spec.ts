@@ -49,8 +49,9 @@ export interface Spec {
   readonly dLse?: boolean;
   /** Multiplies q: 1 gives scores of about 1. */
   readonly gain?: number;
-  /** K/V rows that hold NaN; the mask must hide them from every query. */
+  /** K/V rows that hold NaN; the mask must hide them from every query, or `nanResults` say that some results are NaN. */
   readonly nanRow?: (b: number, kv: number, sizes: Sizes) => boolean;
+  readonly nanResults?: boolean;
   /** Forward only. */
   readonly noGrads?: boolean;
   /** Gradients asked for; all by default. */

@@ -18,8 +18,9 @@ export interface Verdict {
 
 /** Standard attention's error may vanish by luck (one key, one query); an engine's rounding does not, hence the floor. */
 const ERRORS_OF_STANDARD = 2;
-/** Roundoffs of the largest result that are granted besides. */
-const STEPS = 2;
+/** Roundoffs of the largest result that are granted besides: of the storage type, and of the type sums are held in. */
+const STORED_STEPS = 2;
+const SUMMED_STEPS = 4;
 
 /**
  * Sizes of the intermediates whose rounding reaches an output, by output name. Backward subtracts delta = rowsum(dOut * out) from
@@ -94,8 +95,9 @@ export function judge(
     if (Number.isFinite(z[a])) theirs = Math.max(theirs, Math.abs(z[a] - y[a]));
     top = Math.max(top, Math.abs(y[a]));
   }
-  const roundoff = UNIT_ROUNDOFF[name === 'lse' ? (storage === 'f64' ? 'f64' : 'f32') : storage];
-  const allowed = ERRORS_OF_STANDARD * theirs + roundoff * (STEPS * top + scale);
+  const summed = UNIT_ROUNDOFF[storage === 'f64' ? 'f64' : 'f32'];
+  const stored = name === 'lse' ? summed : UNIT_ROUNDOFF[storage];
+  const allowed = ERRORS_OF_STANDARD * theirs + stored * (STORED_STEPS * top + scale) + summed * SUMMED_STEPS * top;
   const ok = error <= allowed;
   return {
     ok,
