@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import fc from 'fast-check';
-import { abs, add, and, eq, le, mul, neg, not, or, select, sub } from '../../src/mods/build.ts';
+import { abs, add, and, eq, le, lt, mul, neg, not, or, select, sub } from '../../src/mods/build.ts';
 import { evaluate } from '../../src/mods/evaluate.ts';
 import { apply, CONTEXT, constant, type Expr, nodesOf } from '../../src/mods/expr.ts';
+import { type ExprType, OPS, type OpName } from '../../src/mods/ops.ts';
 import { printExpr } from '../../src/mods/print.ts';
 import { createSimplifier, simplify } from '../../src/mods/simplify.ts';
 import { expressions, POINTS, TABLES } from './support.ts';
@@ -26,6 +27,29 @@ for (const type of ['f32', 'i32', 'bool'] as const)
       { numRuns: 1500 },
     );
   });
+
+test('every op over equal arguments, and over 0, 1 and -1, keeps its value', () => {
+  const leaves: Readonly<Record<ExprType, readonly Expr[]>> = {
+    f32: [score, apply('neg', score), apply('abs', score), ...[0, 1, -1, 2].map((v) => constant('f32', v))],
+    i32: [q, kv, ...[0, 1, -1, 3].map((v) => constant('i32', v))],
+    bool: [lt(q, kv), le(kv, q), not(lt(q, kv)), constant('bool', 0), constant('bool', 1)],
+  };
+  const at = { b: 0, h: 0, lenQ: 4, lenK: 4 };
+  const points = [-2.5, 0, 1, Number.NaN, Number.POSITIVE_INFINITY].flatMap((s) =>
+    [0, 2, 3].map((k) => ({ ...at, score: s, q: 2, kv: k })),
+  );
+  for (const op of Object.keys(OPS) as OpName[]) {
+    let calls: Expr[][] = [[]];
+    for (const type of OPS[op].args) calls = calls.flatMap((args) => leaves[type].map((leaf) => [...args, leaf]));
+    for (const args of calls) {
+      const e = apply(op, ...args);
+      for (const point of points) {
+        const [want, got] = [evaluate(e, point), evaluate(simplify(e), point)];
+        assert.ok(want === got || (Number.isNaN(want) && Number.isNaN(got)), `${printExpr(e)}: ${want} became ${got}`);
+      }
+    }
+  }
+});
 
 test('identities disappear', () => {
   assert.equal(print(add(mul(score, 1), 0)), 'score');

@@ -53,3 +53,10 @@ test('dropout keeps by position: lane kv % 4 of counter (kv / 4, q, bh, offset)'
     }
   assert.ok(Math.abs(kept / 10000 - 0.7) < 0.02);
 });
+
+test('a word that equals the threshold is kept', () => {
+  const word = philox4x32(0, 3, 1, 0, 5, 6)[2];
+  const dropout = { seed: [5, 6], offset: 0 } as const;
+  assert.equal(keeps({ ...dropout, p: word / 2 ** 32 }, 1, 3, 2), true);
+  assert.equal(keeps({ ...dropout, p: (word + 1) / 2 ** 32 }, 1, 3, 2), false);
+});
