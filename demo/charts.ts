@@ -1,7 +1,7 @@
 /** Plots as SVG text, drawn on the server. Colours are CSS variables, so that one drawing suits light and dark pages. */
 import * as echarts from 'echarts';
 import type { Timing } from '../src/cli/measure.ts';
-import { significant } from '../src/cli/terminal.ts';
+import { bytes } from '../src/cli/terminal.ts';
 import type { Pass } from '../src/engine/contract.ts';
 import type { SweepRow } from './sweep.ts';
 import { measured } from './tables.ts';
@@ -31,10 +31,16 @@ interface Limit {
 const WIDTH = 560;
 const HEIGHT = 380;
 
-/** Milliseconds of forward and backward against N. */
-export function timeChart(rows: readonly SweepRow[], causal: boolean): string {
-  const at = (who: 'tilewise' | 'standard', pass: Pass) => points(rows, causal, who, pass, (t) => t.median * 1000);
-  return chart('ms', [
+/** A drawing, and what its lines are called. */
+export interface Chart {
+  readonly svg: string;
+  readonly legend: readonly Pick<Line, 'name' | 'color' | 'dashed'>[];
+}
+
+/** Time of a pass against N. */
+export function timeChart(rows: readonly SweepRow[], causal: boolean): Chart {
+  const at = (who: 'tilewise' | 'standard', pass: Pass) => points(rows, causal, who, pass, (t) => t.median);
+  return chart({ base: 10, label: timeLabel }, [
     { name: 'standard forward', color: 'standard', points: at('standard', 'forward') },
     { name: 'standard backward', color: 'standard2', dashed: true, points: at('standard', 'backward') },
     { name: 'Tilewise forward', color: 'tilewise', points: at('tilewise', 'forward') },
@@ -42,43 +48,39 @@ export function timeChart(rows: readonly SweepRow[], causal: boolean): string {
   ]);
 }
 
-/** MiB beyond inputs, outputs and gradients against N; what standard attention was refused is drawn where it would lie. */
-export function memoryChart(rows: readonly SweepRow[], budget: number): string {
-  // A pass without scratch has no place on a logarithmic axis.
-  const at = (who: 'tilewise' | 'standard', pass: Pass) =>
-    points(rows, false, who, pass, (t) => Math.max(t.scratch, 1024) / 2 ** 20);
-  const refused = rows.flatMap(({ task, standard }) =>
-    !task.causal && standard.kind === 'refused' ? [[task.n, standard.needs / 2 ** 20] as const] : [],
+/** Bytes beyond inputs, outputs and gradients against N; what standard attention was refused is drawn where it would lie. */
+export function memoryChart(rows: readonly SweepRow[], budget: number): Chart {
+  // Masks change no sizes: of full and causal the one that was measured, or the larger. Nothing at all has no place on a
+  // logarithmic axis.
+  const at = (who: 'tilewise' | 'standard', pass: Pass): [n: number, bytes: number][] => {
+    const most = new Map<number, number>();
+    for (const causal of [true, false])
+      for (const [n, bytes] of points(rows, causal, who, pass, (t) => Math.max(t.scratch, 4096)))
+        most.set(n, Math.max(most.get(n) ?? 0, bytes));
+    return [...most];
+  };
+  const refused = rows.flatMap(({ task, standard, matrices }) =>
+    task.causal && standard.kind === 'refused' ? [[task.n, matrices] as const] : [],
   );
   const last = at('standard', 'forward').slice(-1);
   const lines: Line[] = [
     { name: 'standard forward', color: 'standard', points: at('standard', 'forward') },
-    {
-      name: 'standard, refused',
-      color: 'standard2',
-      dashed: true,
-      points: refused.length > 0 ? [...last, ...refused] : [],
-    },
+    { name: 'refused', color: 'standard2', dashed: true, points: refused.length > 0 ? [...last, ...refused] : [] },
     { name: 'Tilewise forward', color: 'tilewise', points: at('tilewise', 'forward') },
     { name: 'Tilewise backward', color: 'tilewise2', dashed: true, points: at('tilewise', 'backward') },
   ];
-  return chart('MiB', lines, { name: 'budget', y: budget / 2 ** 20 });
+  return chart({ base: 16, label: bytes }, lines, { name: `budget ${bytes(budget)}`, y: budget });
 }
 
 /** GFLOP/s against N: level when longer sequences cost no efficiency. */
-export function rateChart(rows: readonly SweepRow[]): string {
+export function rateChart(rows: readonly SweepRow[]): Chart {
   const at = (causal: boolean, pass: Pass) => points(rows, causal, 'tilewise', pass, (t) => t.flops / t.median / 1e9);
-  return chart(
-    'GFLOP/s',
-    [
-      { name: 'forward, full', color: 'tilewise', points: at(false, 'forward') },
-      { name: 'forward, causal', color: 'tilewise', dashed: true, points: at(true, 'forward') },
-      { name: 'backward, full', color: 'tilewise2', points: at(false, 'backward') },
-      { name: 'backward, causal', color: 'tilewise2', dashed: true, points: at(true, 'backward') },
-    ],
-    undefined,
-    'value',
-  );
+  return chart({ base: null, label: String }, [
+    { name: 'forward, full', color: 'tilewise', points: at(false, 'forward') },
+    { name: 'forward, causal', color: 'tilewise', dashed: true, points: at(true, 'forward') },
+    { name: 'backward, full', color: 'tilewise2', points: at(false, 'backward') },
+    { name: 'backward, causal', color: 'tilewise2', dashed: true, points: at(true, 'backward') },
+  ]);
 }
 
 function points(
@@ -95,9 +97,21 @@ function points(
 }
 
 const lengthLabel = (n: number): string => (n >= 1024 ? `${n / 1024}k` : String(n));
-const valueLabel = (y: number): string => (y >= 1000 ? `${significant(y / 1000)}k` : String(y)).replace(/\.0+k/, 'k');
+const timeLabel = (seconds: number): string =>
+  seconds < 1e-3
+    ? `${significantly(seconds * 1e6)} µs`
+    : seconds < 1
+      ? `${significantly(seconds * 1e3)} ms`
+      : `${significantly(seconds)} s`;
+const significantly = (x: number): string => String(Number(x.toPrecision(3)));
 
-function chart(unit: string, lines: readonly Line[], limit?: Limit, scale: 'log' | 'value' = 'log'): string {
+interface Scale {
+  /** Of the logarithm; null for a linear axis from 0. */
+  readonly base: number | null;
+  readonly label: (y: number) => string;
+}
+
+function chart(scale: Scale, lines: readonly Line[], limit?: Limit): Chart {
   const shown = lines.filter((line) => line.points.length > 0);
   const lengths = [...new Set(shown.flatMap((line) => line.points.map(([n]) => n)))].sort((a, b) => a - b);
   const plot = echarts.init(null, null, { renderer: 'svg', ssr: true, width: WIDTH, height: HEIGHT });
@@ -106,8 +120,7 @@ function chart(unit: string, lines: readonly Line[], limit?: Limit, scale: 'log'
   plot.setOption({
     animation: false,
     textStyle: { fontFamily: 'system-ui, sans-serif' },
-    grid: { left: 64, right: 20, top: 64, bottom: 48 },
-    legend: { top: 0, left: 0, itemGap: 14, itemWidth: 26, textStyle: label, data: shown.map((line) => line.name) },
+    grid: { left: 64, right: 20, top: 14, bottom: 48 },
     xAxis: {
       type: 'log',
       logBase: 2,
@@ -123,12 +136,11 @@ function chart(unit: string, lines: readonly Line[], limit?: Limit, scale: 'log'
       axisLabel: { ...label, formatter: (n: number) => (lengths.includes(Math.round(n)) ? lengthLabel(n) : '') },
     },
     yAxis: {
-      type: scale,
-      name: unit,
-      nameTextStyle: { ...label, align: 'right', padding: [0, 8, 0, 0] },
+      ...(scale.base === null ? { type: 'value', min: 0 } : { type: 'log', logBase: scale.base }),
       axisLine: { show: false },
+      axisTick: { show: false },
       splitLine: faint,
-      axisLabel: { ...label, formatter: valueLabel },
+      axisLabel: { ...label, formatter: scale.label },
     },
     series: shown.map((line, i) => ({
       type: 'line',
@@ -153,7 +165,7 @@ function chart(unit: string, lines: readonly Line[], limit?: Limit, scale: 'log'
   });
   const svg = plot.renderToSVGString();
   plot.dispose();
-  return themed(svg);
+  return { svg: themed(svg), legend: shown };
 }
 
 /** The page's variables for the stand-ins, and a width that follows the page. */

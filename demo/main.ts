@@ -62,7 +62,7 @@ async function demo(flags: Flags): Promise<void> {
 
 const program = new Command('demo')
   .description('attention on real tensors, then against standard attention over sequence lengths')
-  .option('--quick', 'up to N = 4096, and less time a size: under a minute')
+  .option('--quick', 'up to N = 16384, and less time a size: under a minute')
   .option('--budget <GiB>', 'memory that standard attention may take for its N x N matrices', number, 2)
   .option(
     '--minutes <n>',

@@ -1,8 +1,8 @@
 /** One HTML file that needs nothing else: plots, tables, what was measured on what, and how to read it. */
 import type { Machine } from '../src/cli/machine.ts';
-import { mebibytes, significant } from '../src/cli/terminal.ts';
+import { bytes, significant } from '../src/cli/terminal.ts';
 import type { Caps } from '../src/engine/contract.ts';
-import { memoryChart, rateChart, timeChart } from './charts.ts';
+import { type Chart, memoryChart, rateChart, timeChart } from './charts.ts';
 import type { Real } from './real.ts';
 import type { SweepRow } from './sweep.ts';
 import { measured, realRows, sweepRows, type TextTable } from './tables.ts';
@@ -35,7 +35,9 @@ p { max-width: 46rem; margin: .5rem 0; } .soft, figcaption { color: var(--soft);
 .facts b { display: block; font-size: 1.55rem; line-height: 1.3; font-weight: 650; } .facts span { color: var(--soft); font-size: .9rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 1.1rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--faint); border-radius: 8px; padding: 1rem 1.1rem; }
-figure h3 { margin: 0 0 .7rem; font-size: 1rem; } svg { display: block; height: auto; }
+figure h3 { margin: 0 0 .35rem; font-size: 1rem; }
+figure ul { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; list-style: none; margin: 0 0 .5rem; padding: 0; font-size: .88rem; }
+li { display: flex; align-items: center; gap: .45rem; } svg { display: block; height: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--faint); } th { color: var(--soft); font-weight: 600; }
 .text { text-align: left; } code { font-size: .92em; }
@@ -52,7 +54,7 @@ export function report(data: ReportData): string {
 <title>Tilewise: attention on this machine</title><style>${STYLE}</style></head><body>
 <h1>Exact attention on this machine</h1>
 <p class="soft">${text(m.cpu)}, ${m.cores} cores, Node ${m.node}. Tilewise ${data.commit === null ? '' : `at ${data.commit}, `}${text(engine.device)}${engine.features.revectorize === true ? ', 256-bit mode' : ''}.
-${text(capital(data.standard))}. ${when} UTC, ${data.seconds.toFixed(0)} s.</p>
+${text(capital(data.standard))}. ${when} UTC, took ${data.seconds.toFixed(0)} s.</p>
 <div class="facts">${headline(data)
     .map(([value, what]) => `<div><b>${text(value)}</b><span>${text(what)}</span></div>`)
     .join('')}</div>
@@ -66,9 +68,9 @@ ${html(realRows(real))}
 <p>Random Q, K, V, 8 heads, D = 64, float32. Both axes are logarithmic: time grows with N² either way, memory only for standard attention,
 which writes all N x N scores down.</p>
 <div class="plots">
-${figure('Time, causal', timeChart(rows, true), 'Median milliseconds of a pass. Causal Tilewise skips the blocks above the diagonal; standard attention computes them and throws them away.')}
+${figure('Time, causal', timeChart(rows, true), 'Median time of a pass. Causal Tilewise skips the blocks above the diagonal; standard attention computes them and throws them away.')}
 ${figure('Time, full', timeChart(rows, false), 'The same without a mask: every query attends to every key.')}
-${figure('Memory', memoryChart(rows, budget), `Most MiB held beyond inputs, outputs and gradients. Standard attention is refused past its budget of ${mebibytes(budget)} MiB; the refused line is what it would take.`)}
+${figure('Memory', memoryChart(rows, budget), `Most memory held beyond inputs, outputs and gradients. Standard attention is refused past its budget of ${bytes(budget)}; the dashed line is what it would take.`)}
 ${figure('Throughput of Tilewise', rateChart(rows), 'GFLOP/s, counting only the work that the mask keeps, and no recomputation. Level is good.')}
 </div>
 
@@ -83,7 +85,7 @@ from float64 on sampled rows of the output and columns of the gradients. Again w
 }
 
 /** The few numbers that say most. */
-function headline({ real, rows, budget }: ReportData): [value: string, what: string][] {
+function headline({ real, rows }: ReportData): [value: string, what: string][] {
   const { forward, backward } = real.tilewise;
   const facts: [string, string][] = [
     [`${significant(forward.median * 1000)} ms`, 'forward on the trained layer, N = 2048'],
@@ -102,12 +104,9 @@ function headline({ real, rows, budget }: ReportData): [value: string, what: str
   const longest = rows.filter((r) => measured(r.tilewise, 'forward')).pop();
   const scratch = longest && measured(longest.tilewise, 'forward')?.scratch;
   if (longest !== undefined && scratch !== undefined) {
-    const needs = 2 * 8 * longest.task.n ** 2 * 4;
-    const beside = longest.standard.kind === 'refused' ? longest.standard.needs : needs;
-    facts.push([
-      `${mebibytes(scratch)} MiB`,
-      `beyond inputs and output at N = ${longest.task.n}; standard: ${mebibytes(beside)} MiB${beside > budget ? ', refused' : ''}`,
-    ]);
+    const refused = longest.standard.kind === 'refused' ? ', refused' : '';
+    const beside = `standard attention: ${bytes(longest.matrices)}${refused}`;
+    facts.push([bytes(scratch), `beyond inputs and output at N = ${longest.task.n}; ${beside}`]);
   }
   return facts;
 }
@@ -115,8 +114,13 @@ function headline({ real, rows, budget }: ReportData): [value: string, what: str
 const lastLength = (rows: readonly SweepRow[]): string =>
   String(rows.filter((r) => r.tilewise.kind === 'measured').pop()?.task.n ?? '');
 
-const figure = (title: string, svg: string, caption: string): string =>
-  `<figure><h3>${text(title)}</h3>${svg}<figcaption>${text(caption)}</figcaption></figure>`;
+function figure(title: string, { svg, legend }: Chart, caption: string): string {
+  const names = legend.map(({ name, color, dashed }) => {
+    const stroke = `stroke="var(--${color})" stroke-width="3"${dashed ? ' stroke-dasharray="6 4"' : ''}`;
+    return `<li><svg width="26" height="8"><path d="M0 4H26" ${stroke}/></svg>${text(name)}</li>`;
+  });
+  return `<figure><h3>${text(title)}</h3><ul>${names.join('')}</ul>${svg}<figcaption>${text(caption)}</figcaption></figure>`;
+}
 
 function html({ head, rows }: TextTable): string {
   const words = new Set(['mask', 'pass', 'method']);

@@ -24,14 +24,16 @@ export interface SweepTask {
 /** What one side came to: measured, or the reason why not. */
 export type Outcome =
   | { readonly kind: 'measured'; readonly result: Measurement }
-  /** Its matrices do not fit: bytes they would take. */
-  | { readonly kind: 'refused'; readonly needs: number }
+  /** Its matrices would not fit the budget. */
+  | { readonly kind: 'refused' }
   | { readonly kind: 'left out'; readonly why: string };
 
 export interface SweepRow {
   readonly task: SweepTask;
   readonly tilewise: Outcome;
   readonly standard: Outcome;
+  /** Bytes that standard attention's N x N matrices take. */
+  readonly matrices: number;
 }
 
 export interface SweepSettings {
@@ -82,9 +84,9 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
       const late = tooLate(task, settings);
       const tilewise: Outcome = late ?? (await run(engine, {}, grads, 'tilewise'));
       done += task.expected;
-      const needs = await matrices(data, options, engine);
+      const matrices = await matrixBytes(data, options, engine);
       let theirs: Outcome;
-      if (needs > budget) theirs = { kind: 'refused', needs };
+      if (matrices > budget) theirs = { kind: 'refused' };
       else if (n > standard.longest) theirs = { kind: 'left out', why: 'too slow' };
       else
         theirs =
@@ -92,7 +94,7 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
           tooLate(task, settings) ??
           (await run(standard.engine, standard.options, grads && standard.backward, 'standard'));
       done += task.expected;
-      rows.push({ task, tilewise, standard: theirs });
+      rows.push({ task, tilewise, standard: theirs, matrices });
     }
   } finally {
     bar.stop();
@@ -107,7 +109,7 @@ function tooLate({ expected }: SweepTask, { deadline }: SweepSettings): Outcome 
 }
 
 /** Bytes of the N x N matrices that standard attention would hold. */
-async function matrices({ q, k, v }: Inputs, options: AttentionOptions, engine: Engine): Promise<number> {
+async function matrixBytes({ q, k, v }: Inputs, options: AttentionOptions, engine: Engine): Promise<number> {
   return (await explain(q, k, v, { ...options, engine })).plan.standard.workspace;
 }
 

@@ -33,13 +33,13 @@ export function realRows({ tilewise, standard }: Real): TextTable {
 }
 
 export function sweepRows(rows: readonly SweepRow[]): TextTable {
-  const body = rows.flatMap(({ task, tilewise, standard }) =>
+  const body = rows.flatMap(({ task, tilewise, standard, matrices }) =>
     (task.grads ? (['forward', 'backward'] as const) : (['forward'] as const)).map((pass) => [
       String(task.n),
       task.causal ? 'causal' : 'full',
       pass,
-      ...outcome(tilewise, pass),
-      ...outcome(standard, pass).slice(0, 3),
+      ...outcome(tilewise, pass, ''),
+      ...outcome(standard, pass, mebibytes(matrices)).slice(0, 3),
       ratio(measured(tilewise, pass), measured(standard, pass)),
     ]),
   );
@@ -49,12 +49,12 @@ export function sweepRows(rows: readonly SweepRow[]): TextTable {
 
 export const measured = (o: Outcome, pass: Pass): Timing | null => (o.kind === 'measured' ? o.result[pass] : null);
 
-function outcome(o: Outcome, pass: Pass): string[] {
+/** `needs`: what to say about the memory of a refused call. */
+function outcome(o: Outcome, pass: Pass, needs: string): string[] {
   const timing = measured(o, pass);
   if (timing !== null) return cells(timing);
-  const why = o.kind === 'measured' ? 'no kernel' : o.kind === 'refused' ? 'refused' : 'left out';
-  const note = o.kind === 'refused' ? `${mebibytes(o.needs)}` : '';
-  return [why, '', note, ''];
+  if (o.kind === 'refused') return ['refused', '', needs, ''];
+  return [o.kind === 'measured' ? 'no kernel' : 'left out', '', '', ''];
 }
 
 export const realTable = (real: Real): string => asTable(realRows(real));

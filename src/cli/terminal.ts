@@ -43,6 +43,13 @@ export const rate = (flops: number, seconds: number): string => significant(flop
 
 export const mebibytes = (bytes: number): string => significant(bytes / 2 ** 20);
 
+/** Bytes in binary units, three digits: 1.5 MiB. */
+export function bytes(n: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
+  const i = n < 1024 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(n) / 10));
+  return `${Number((n / 1024 ** i).toPrecision(3))} ${units[i]}`;
+}
+
 /** Three significant digits without an exponent for numbers of everyday size. */
 export function significant(x: number): string {
   if (x === 0 || !Number.isFinite(x)) return String(x);
