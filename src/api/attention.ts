@@ -1,23 +1,25 @@
 /** Exact attention, forward. */
-import type { HostTensor } from '../core/tensor.ts';
-import type { EngineTensor } from '../engine/contract.ts';
+import { type HostTensor, zeros } from '../core/tensor.ts';
+import type { EngineTensor, RunOptions } from '../engine/contract.ts';
 import type { Plan } from '../plan/plan.ts';
 import type { Dropout } from '../problem/problem.ts';
-import type { ForwardOptions } from './options.ts';
+import type { AttentionOptions, ForwardOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
 import { isEmpty, type View } from './request.ts';
 import {
   Arena,
-  bytesNeeded,
+  checkHost,
   checkInto,
-  checkRoom,
   deliver,
+  freeBytes,
+  type HostInputs,
   type Inputs,
   residentSides,
   resultsOf,
   rowDtype,
 } from './run.ts';
-import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
+import { bytesOfRoles, type Part, partOptions, sinkOnHost, sliceInputs, splitCall } from './split.ts';
+import { isEngineTensor, type Tensor } from './tensors.ts';
 
 export interface AttentionResult<T extends Tensor> {
   /** Shaped like q, with v's head size. */
@@ -78,7 +80,10 @@ export async function attentionOf(
 ): Promise<AttentionResult<Tensor>> {
   options.signal?.throwIfAborted();
   const call = await prepareCall(q, k, v, options, null, view);
-  if (!isEngineTensor(q)) return forwardHost(call, { q, k: k as HostTensor, v: v as HostTensor }, options);
+  if (!isEngineTensor(q)) {
+    const inputs = { q, k: k as HostTensor, v: v as HostTensor, sink: options.sink };
+    return forwardHost(call, inputs, options);
+  }
   const scratch = new Arena(call.engine);
   try {
     const sides = residentSides(scratch, call.request, options.sink);
@@ -92,7 +97,7 @@ export async function attentionOf(
 export async function forwardResident(
   { engine, request, plan, forward }: Call,
   inputs: Inputs,
-  { into, signal, onProgress }: Pick<ForwardOptions, 'into' | 'signal' | 'onProgress'>,
+  { into, signal, onProgress }: RunOptions & Pick<ForwardOptions, 'into'>,
 ): Promise<AttentionResult<EngineTensor>> {
   const { problem, outShape, lseShape, covered } = request;
   const rows = rowDtype(problem);
@@ -112,22 +117,60 @@ export async function forwardResident(
 
 async function forwardHost(
   call: Call,
-  { q, k, v }: { readonly q: HostTensor; readonly k: HostTensor; readonly v: HostTensor },
+  inputs: HostInputs,
   { into, ...options }: ForwardOptions,
 ): Promise<AttentionResult<HostTensor>> {
-  const { problem } = call.request;
-  const results = resultsOf(call.request);
-  for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t);
-  if (into?.out !== undefined) checkInto('into.out', into.out, results.out.dtype, results.out.shape, null);
-  if (into?.lse !== undefined) checkInto('into.lse', into.lse, results.lse.dtype, results.lse.shape, null);
-  checkRoom(call, bytesNeeded(call, [q, k, v, results.out, results.lse, ...problem.sides], 'forward'));
+  const { out, lse } = resultsOf(call.request);
+  checkHost(inputs);
+  if (into?.out !== undefined) checkInto('into.out', into.out, out.dtype, out.shape, null);
+  if (into?.lse !== undefined) checkInto('into.lse', into.lse, lse.dtype, lse.shape, null);
+  const done = await forwardOnHost(call, inputs, options);
+  return { ...done, out: deliver(done.out, into?.out), lse: deliver(done.lse, into?.lse) };
+}
+
+const forwardBytes = ({ request, plan }: Call): number =>
+  bytesOfRoles(request, ['q', 'k', 'v', 'out', 'lse']) + plan.forward.cost.workspace;
+
+/** Host tensors in and out: at once, or in parts when they do not fit into the engine's memory together. */
+export async function forwardOnHost(
+  call: Call,
+  inputs: HostInputs,
+  options: AttentionOptions,
+): Promise<AttentionResult<HostTensor>> {
+  if (forwardBytes(call) <= freeBytes(call.engine)) return forwardOnce(call, inputs, options);
+  return forwardInParts(call, await splitCall(call, forwardBytes, options.prefer), await sinkOnHost(inputs), options);
+}
+
+export async function forwardInParts(
+  { request, plan }: Call,
+  parts: readonly Part[],
+  inputs: HostInputs,
+  options: AttentionOptions,
+): Promise<AttentionResult<HostTensor>> {
+  const results = resultsOf(request);
+  const out = zeros(results.out.dtype, results.out.shape);
+  const lse = zeros(results.lse.dtype, results.lse.shape);
+  for (const [i, part] of parts.entries()) {
+    const run = partOptions(options, i, parts.length);
+    const done = await forwardOnce(part.call, sliceInputs(part, inputs), run);
+    part.place('out', done.out, out);
+    part.place('lse', done.lse, lse);
+  }
+  return { out, lse, plan, dropout: request.problem.dropout };
+}
+
+async function forwardOnce(
+  call: Call,
+  { q, k, v, sink }: HostInputs,
+  options: RunOptions,
+): Promise<AttentionResult<HostTensor>> {
   const arena = new Arena(call.engine);
   try {
     const [eq, ek, ev] = [arena.resident('q', q), arena.resident('k', k), arena.resident('v', v)];
-    const sides = residentSides(arena, call.request, options.sink);
+    const sides = residentSides(arena, call.request, sink);
     const done = await forwardResident(call, { q: eq, k: ek, v: ev, ...sides }, options);
     const [out, lse] = await Promise.all([arena.own(done.out).read(), arena.own(done.lse).read()]);
-    return { ...done, out: deliver(out, into?.out), lse: deliver(lse, into?.lse) };
+    return { ...done, out, lse };
   } finally {
     arena.release();
   }

@@ -110,7 +110,14 @@ function decodeRequest(q: Tensor, cache: KvCache, view: CacheView, options: Forw
     kv: view.kv,
   };
   const problem = finishProblem(base, buildExpressions(options, base), options, null);
-  return { problem, outShape: [...q.shape.slice(0, 3), Dv], lseShape: [B, Hq, Sq], covered: true };
+  return {
+    problem,
+    outShape: [...q.shape.slice(0, 3), Dv],
+    lseShape: [B, Hq, Sq],
+    covered: true,
+    rowsK: Sk,
+    batches: B,
+  };
 }
 
 /**

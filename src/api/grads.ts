@@ -1,12 +1,22 @@
 /** Exact attention with its gradients, by recomputation from the log-sum-exp (Dao et al., "FlashAttention", algorithm 4). */
 import { ArgumentError, DisposedError } from '../core/errors.ts';
-import { type HostTensor, sameShape, type TensorLike } from '../core/tensor.ts';
+import { type HostTensor, sameShape, sizeOf, type TensorLike, zeros } from '../core/tensor.ts';
 import type { EngineTensor, RunOptions } from '../engine/contract.ts';
-import { type AttentionResult, forwardResident } from './attention.ts';
+import { type AttentionResult, forwardInParts, forwardResident } from './attention.ts';
 import type { GradOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
 import { isEmpty } from './request.ts';
-import { Arena, bytesNeeded, checkRoom, type Inputs, residentSides, resultsOf, rowDtype } from './run.ts';
+import {
+  Arena,
+  checkHost,
+  freeBytes,
+  type HostInputs,
+  type Inputs,
+  residentSides,
+  resultsOf,
+  rowDtype,
+} from './run.ts';
+import { bytesOfRoles, type Part, partOptions, sinkOnHost, sliceInputs, splitCall } from './split.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
 /** Gradients shaped like the tensors they belong to; null where none was asked for or there is no such tensor. */
@@ -81,7 +91,7 @@ export async function attentionWithGrads(
   try {
     return isEngineTensor(q)
       ? await withGradsResident(call, saved, q, k as EngineTensor, v as EngineTensor, rest)
-      : await withGradsHost(call, saved, q, k as HostTensor, v as HostTensor, rest);
+      : await withGradsHost(call, saved, { q, k: k as HostTensor, v: v as HostTensor, sink: rest.sink }, rest);
   } catch (error) {
     saved.release();
     throw error;
@@ -108,39 +118,118 @@ async function withGradsResident(
 async function withGradsHost(
   call: Call,
   saved: Arena,
-  q: HostTensor,
-  k: HostTensor,
-  v: HostTensor,
+  inputs: HostInputs,
   options: GradOptions,
 ): Promise<AttentionWithGrads<HostTensor>> {
-  for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t);
-  const { out, lse } = resultsOf(call.request);
-  const held = [q, k, v, out, lse, ...call.request.problem.sides];
-  checkRoom(call, bytesNeeded(call, held, 'forward'));
-  const inputs: Inputs = {
-    q: saved.resident('q', q),
-    k: saved.resident('k', k),
-    v: saved.resident('v', v),
-    ...residentSides(saved, call.request, options.sink),
+  checkHost(inputs);
+  if (backwardBytes(call) > freeBytes(call.engine)) return withGradsInParts(call, saved, inputs, options);
+  const resident: Inputs = {
+    q: saved.resident('q', inputs.q),
+    k: saved.resident('k', inputs.k),
+    v: saved.resident('v', inputs.v),
+    ...residentSides(saved, call.request, inputs.sink),
   };
-  const result = await forwardResident(call, inputs, options);
+  const result = await forwardResident(call, resident, options);
   const kept = { out: saved.own(result.out), lse: saved.own(result.lse) };
-  const [hostOut, hostLse] = await Promise.all([kept.out.read(), kept.lse.read()]);
-  return session({ ...result, out: hostOut, lse: hostLse }, saved, async (dOut, dLse, run) => {
+  const [out, lse] = await Promise.all([kept.out.read(), kept.lse.read()]);
+  return session({ ...result, out, lse }, saved, async (dOut, dLse, run) => {
     checkGradients(call, false, dOut, dLse);
-    checkRoom(call, bytesNeeded(call, [dOut, q, k, v, ...call.request.problem.sides], 'backward'));
-    const arena = new Arena(call.engine);
-    try {
-      const given = { dOut: arena.resident('dOut', dOut), dLse: dLse === null ? null : arena.resident('dLse', dLse) };
-      const grads = await runBackward(call, inputs, { ...kept, ...given }, run);
-      const all = [grads.dq, grads.dk, grads.dv, grads.dSink, ...grads.dSides];
-      for (const t of all) if (t !== null) arena.own(t);
-      const [dq, dk, dv, dSink, ...dSides] = await Promise.all(all.map((t) => (t === null ? null : t.read())));
-      return named(call, options, { dq, dk, dv, dSink, dSides });
-    } finally {
-      arena.release();
-    }
+    return named(call, options, await backwardHost(call, resident, kept, dOut, dLse, run));
   });
+}
+
+/** What does not fit at once is sliced anew for each pass; the host tensors are kept, and must not change, until dispose. */
+async function withGradsInParts(
+  call: Call,
+  saved: Arena,
+  given: HostInputs,
+  options: GradOptions,
+): Promise<AttentionWithGrads<HostTensor>> {
+  const inputs = await sinkOnHost(given);
+  const parts = await splitCall(call, backwardBytes, options.prefer);
+  const result = await forwardInParts(call, parts, inputs, options);
+  const { problem } = call.request;
+  return session(result, saved, async (dOut, dLse, runOptions) => {
+    checkGradients(call, false, dOut, dLse);
+    const like = (t: HostTensor, wanted: boolean | undefined) => (wanted ? zeros(t.dtype, t.shape) : null);
+    const sum = (shape: readonly number[], wanted: boolean | undefined) =>
+      wanted ? zeros(rowDtype(problem), shape) : null;
+    const total: Raw<HostTensor> = {
+      dq: like(inputs.q, problem.grads?.q),
+      dk: like(inputs.k, problem.grads?.k),
+      dv: like(inputs.v, problem.grads?.v),
+      dSink: sum([problem.Hq], problem.grads?.sink),
+      dSides: problem.sides.map((side, i) => sum(side.shape, problem.grads?.sides[i])),
+    };
+    for (const [i, part] of parts.entries()) {
+      const run = partOptions(runOptions, i, parts.length);
+      const arena = new Arena(call.engine);
+      try {
+        const { q, k, v, sink } = sliceInputs(part, inputs);
+        const resident = {
+          q: arena.resident('q', q),
+          k: arena.resident('k', k),
+          v: arena.resident('v', v),
+          ...residentSides(arena, part.call.request, sink),
+        };
+        const kept = {
+          out: arena.resident('out', part.slice('out', result.out)),
+          lse: arena.resident('lse', part.slice('lse', result.lse)),
+        };
+        const dLsePart = dLse === null ? null : part.slice('lse', dLse);
+        gather(part, await backwardHost(part.call, resident, kept, part.slice('out', dOut), dLsePart, run), total);
+      } finally {
+        arena.release();
+      }
+    }
+    return named(call, options, total);
+  });
+}
+
+/** Rows into their places; what all parts share is added up, in their order. */
+function gather(part: Part, raw: Raw<HostTensor>, total: Raw<HostTensor>): void {
+  for (const [role, from, to] of [
+    ['q', raw.dq, total.dq],
+    ['k', raw.dk, total.dk],
+    ['v', raw.dv, total.dv],
+  ] as const)
+    if (from !== null && to !== null) part.place(role, from, to);
+  const add = (from: HostTensor | null, to: HostTensor | null, start: number): void =>
+    from?.data.forEach((x, i) => {
+      if (to !== null) to.data[start + i] += x;
+    });
+  add(raw.dSink, total.dSink, part.firstHead);
+  for (const [i, from] of raw.dSides.entries()) add(from, total.dSides[i], 0);
+}
+
+/** Bytes that forward and backward of a call on host tensors hold in the engine at once. */
+function backwardBytes({ request, plan }: Call): number {
+  const { grads, sides, dtype } = request.problem;
+  const summed = sides.reduce((sum, t, i) => sum + (grads?.sides[i] ? sizeOf(t.shape) : 0), 0);
+  const workspace = Math.max(plan.forward.cost.workspace, plan.backward?.cost.workspace ?? 0);
+  const held = bytesOfRoles(request, ['q', 'k', 'v', 'out', 'lse', 'q', 'k', 'v', 'out', 'lse']);
+  return held + summed * (dtype === 'f64' ? 8 : 4) + workspace;
+}
+
+async function backwardHost(
+  call: Call,
+  inputs: Inputs,
+  kept: { readonly out: EngineTensor; readonly lse: EngineTensor },
+  dOut: HostTensor,
+  dLse: HostTensor | null,
+  run: RunOptions,
+): Promise<Raw<HostTensor>> {
+  const arena = new Arena(call.engine);
+  try {
+    const given = { dOut: arena.resident('dOut', dOut), dLse: dLse === null ? null : arena.resident('dLse', dLse) };
+    const grads = await runBackward(call, inputs, { ...kept, ...given }, run);
+    const all = [grads.dq, grads.dk, grads.dv, grads.dSink, ...grads.dSides];
+    for (const t of all) if (t !== null) arena.own(t);
+    const [dq, dk, dv, dSink, ...dSides] = await Promise.all(all.map((t) => (t === null ? null : t.read())));
+    return { dq, dk, dv, dSink, dSides };
+  } finally {
+    arena.release();
+  }
 }
 
 /** Gradients by index of the problem's sides. */

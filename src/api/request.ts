@@ -25,15 +25,15 @@ export interface Request {
   readonly lseShape: readonly number[];
   /** False when packed rows belong to no sequence; engines leave theirs alone, so the api fills them. */
   readonly covered: boolean;
+  /** Rows a head of k and v has in memory, and how many batches of them: one when packed. */
+  readonly rowsK: number;
+  readonly batches: number;
 }
 
 /** Sizes of the call and where its rows are, from either dense or packed tensors. */
 interface Geometry
-  extends Pick<Problem, 'B' | 'Hq' | 'Hkv' | 'Sq' | 'Sk' | 'D' | 'Dv' | 'strides' | 'sequences' | 'uniform'> {
-  readonly outShape: readonly number[];
-  readonly lseShape: readonly number[];
-  readonly covered: boolean;
-}
+  extends Pick<Problem, 'B' | 'Hq' | 'Hkv' | 'Sq' | 'Sk' | 'D' | 'Dv' | 'strides' | 'sequences' | 'uniform'>,
+    Omit<Request, 'problem'> {}
 
 /**
  * Dense tensors taken for others of as many elements: `q`, `k`, `v` are shapes of four axes in the call's layout, `out`
@@ -65,7 +65,7 @@ export function createRequest(
   for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t, false);
   const dtype = floatDtype(q, k, v);
   const layout = checkLayout(options.layout);
-  const { outShape, lseShape, covered, ...sizes } =
+  const { outShape, lseShape, covered, rowsK, batches, ...sizes } =
     view !== null
       ? viewGeometry(view, layout)
       : options.cuSeqlens === undefined
@@ -73,7 +73,7 @@ export function createRequest(
         : packedGeometry(q, k, v, layout, options.cuSeqlens);
   const expressions = buildExpressions(options, sizes);
   const problem = finishProblem({ ...sizes, dtype, kv: { kind: 'strided' } }, expressions, options, grads);
-  return { problem, outShape, lseShape, covered };
+  return { problem, outShape, lseShape, covered, rowsK, batches };
 }
 
 /** Adds what does not depend on where the rows are: scale, sink, dropout, gradients; then checks the expressions. */
@@ -148,6 +148,8 @@ function denseGeometry(q: TensorLike, k: TensorLike, v: TensorLike, layout: Layo
     outShape: [...q.shape.slice(0, 3), Dv],
     lseShape: [B, Hq, Sq],
     covered: true,
+    rowsK: Sk,
+    batches: B,
   };
 }
 
@@ -218,9 +220,12 @@ function packedGeometry(
       lse: { b: 0, h: totalQ, s: 1 },
     },
     sequences,
-    uniform: sequences.every((n, i) => (i % 4 === 1 ? n === Sq : i % 4 === 3 ? n === Sk : true)),
+    // Rows are found through the table even when all lengths are equal.
+    uniform: false,
     outShape: [...q.shape.slice(0, -1), Dv],
     lseShape: [Hq, totalQ],
+    rowsK: totalK,
+    batches: 1,
     covered: starts[0] === 0 && starts[B] === totalQ && startsK[0] === 0 && startsK[B] === totalK,
   };
 }

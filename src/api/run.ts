@@ -1,10 +1,9 @@
 /** The tensors of one run: what is uploaded for it, what it allocates, and what is freed when it ends, well or badly. */
 import { allocate, type DType } from '../core/dtype.ts';
-import { ArgumentError, MemoryError } from '../core/errors.ts';
-import { bytesOf, type HostTensor, sameShape, sizeOf, type TensorLike, tensor } from '../core/tensor.ts';
+import { ArgumentError } from '../core/errors.ts';
+import { type HostTensor, sameShape, sizeOf, type TensorLike, tensor } from '../core/tensor.ts';
 import type { Engine, EngineTensor, Operands } from '../engine/contract.ts';
 import type { Problem } from '../problem/problem.ts';
-import type { Call } from './prepare.ts';
 import type { Request } from './request.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
@@ -112,16 +111,16 @@ export function checkInto(
     );
 }
 
-/** Bytes that a call on host tensors will hold in the engine at once, scratch included. */
-export function bytesNeeded(call: Call, tensors: readonly TensorLike[], pass: 'forward' | 'backward'): number {
-  const step = pass === 'forward' ? call.plan.forward : call.plan.backward;
-  return tensors.reduce((sum, t) => sum + bytesOf(t), step?.cost.workspace ?? 0);
+/** What a call on host tensors reads, besides the sides its expressions hold. */
+export interface HostInputs {
+  readonly q: HostTensor;
+  readonly k: HostTensor;
+  readonly v: HostTensor;
+  readonly sink: Tensor | undefined;
 }
 
-/** @throws MemoryError before anything is allocated. */
-export function checkRoom(call: Call, bytes: number): void {
-  const free = freeBytes(call.engine);
-  if (bytes > free) throw new MemoryError(call.engine.name, bytes, free);
+export function checkHost({ q, k, v }: HostInputs): void {
+  for (const [name, t] of Object.entries({ q, k, v })) checkTensor(name, t);
 }
 
 export const freeBytes = (engine: Engine): number => Math.max(engine.caps.memory - engine.bytesInUse, 0);
