@@ -7,11 +7,14 @@ import { floats } from '../../src/conformance/sides.ts';
 import {
   type AttentionOptions,
   attention,
+  attentionDecode,
   attentionWithGrads,
   closeSharedEngines,
   doctor,
   type HostTensor,
+  KvCache,
   type LoadableEngine,
+  sharedEngine,
   tensor,
 } from '../../src/index.ts';
 import { mergeInto } from '../../src/problem/merge.ts';
@@ -231,6 +234,27 @@ const PROPERTIES: Readonly<Record<string, Property>> = {
       { engine, layout: 'bnhd' },
     );
     for (const name of ['out', 'dq', 'dk', 'dv'] as const) assertClose(b[name], turned(a[name]), name);
+  },
+
+  async 'decoding piece by piece is causal attention of the whole'(s, engine) {
+    const S = Math.max(s.Sq, s.Sk);
+    const { q, k, v } = inputs({ ...s, Sq: S, Sk: S });
+    const { out, lse } = await attention(q, k, v, { engine, causal: true });
+    const rng = random(s.seed + 2);
+    const { B, Hkv, D, Dv } = s;
+    for (const room of [{ capacity: S }, { paged: { pageSize: 8, pages: B * Math.ceil(S / 8) } }]) {
+      const cache = KvCache.create(await sharedEngine(engine), { B, Hkv, D, Dv, ...room });
+      for (let from = 0; from < S; ) {
+        const rows = upTo(S).slice(from, from + 1 + rng.below(S - from));
+        cache.append(pick(k, 2, rows), pick(v, 2, rows));
+        const piece = await attentionDecode(pick(q, 2, rows), cache);
+        assertClose(piece.out, pick(out, 2, rows), `out of rows ${from} and on`);
+        const lseRows = pick(tensor(lse.data, [...lse.shape, 1]), 2, rows);
+        assertClose(tensor(piece.lse.data, [...piece.lse.shape, 1]), lseRows, `lse of rows ${from} and on`);
+        from += rows.length;
+      }
+      cache.dispose();
+    }
   },
 
   async 'dropout keeps what a scalar Philox keeps'(s, engine) {
