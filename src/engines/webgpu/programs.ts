@@ -102,6 +102,9 @@ export function record(
     const tables = borrow(launch.tables.byteLength, scratch);
     device.queue.writeBuffer(tables, 0, launch.tables as Int32Array<ArrayBuffer>);
     places.set('tables', { buffer: tables, offset: 0, size: tables.size });
+    const hasDLse = places.has('dLse');
+    // Something has to be bound where a gradient of lse would be.
+    if (!hasDLse && places.has('lse')) places.set('dLse', places.get('lse') as Place);
     for (const [name, bytes] of Object.entries(launch.workspace)) {
       const buffer = borrow(bytes, scratch);
       places.set(name, { buffer, offset: 0, size: buffer.size });
@@ -125,7 +128,7 @@ export function record(
       });
       if (shader.params.length > 0) {
         const uniform = borrow(shader.params.length * 4, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
-        device.queue.writeBuffer(uniform, 0, packParams(shader, params));
+        device.queue.writeBuffer(uniform, 0, packParams(shader, { ...params, hasDLse: Number(hasDLse) }));
         entries.push({ binding: 0, resource: { buffer: uniform } });
       }
       pass.setPipeline(pipeline);

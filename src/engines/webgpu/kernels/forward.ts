@@ -7,6 +7,7 @@ import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { unroll, unroll2 } from '../wgsl/text.ts';
+import { headOf, placeOf, type RowMax } from './head.ts';
 import {
   addRuns,
   defineKernel,
@@ -16,7 +17,7 @@ import {
   type WebGpuCaps,
   type WebGpuKernel,
 } from './kernel.ts';
-import { declareLoad, declareStore, quadsOf, setBase, setPages } from './rows.ts';
+import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
 import {
   accumulate,
@@ -32,12 +33,9 @@ import {
 } from './tile.ts';
 import { reuse, type TileConfig, tile, tileConfigs } from './tiles.ts';
 
-/** How the invocations that share a row agree on its maximum. */
-export type RowMax = 'workgroup' | 'subgroup';
-
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
-  if (caps.software) return [tile(8, 8, 4, 32, 8, 16), tile(8, 4, 4, 16, 4, 8)];
+  if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64) return [tile(8, 8, 8, 64, 8, 32), ...small];
   if (wide <= 128) return [tile(8, 16, 8, 64, 8, 32), ...small];
@@ -105,33 +103,6 @@ ${lse}[i] = ${m.param('negInf', 'f32')};
 
 const unusedRows = (problem: Problem, params: Record<string, number>): Launch['dispatches'] =>
   problem.uniform ? [] : [{ shader: 1, grid: [64, 1, 1], params }];
-
-/** Declares the invocation's place in the tile: `tid`, row group `r`, column group `c`. */
-export const placeOf = (t: TileConfig, rowMax: RowMax): string => `${
-  rowMax === 'subgroup'
-    ? '// lanes of a subgroup are neighbours by construction, whatever the order of local indices\nlet tid = subgroup * subgroupSize + lane;'
-    : 'let tid = local;'
-}
-let r = tid / ${t.ct}u;
-let c = tid % ${t.ct}u;`;
-
-/** Head and lengths of workgroup (h, tile, b). Tiles are taken from the last: causal masks leave those the most work. */
-export const headOf = (m: ModuleBuilder, problem: Problem): string => {
-  const table = m.storage('tables', 'array<i32>');
-  return `let h = group.x;
-let b = group.z;
-let hkv = h / ${m.param('group')};
-let bh = b * ${m.param('Hq')} + h;
-let qStart = u32(${table}[b * 4u]);
-let lenQ = u32(${table}[b * 4u + 1u]);
-let kStart = u32(${table}[b * 4u + 2u]);
-let lenK = u32(${table}[b * 4u + 3u]);
-atB = i32(b);
-atH = i32(h);
-atLenQ = i32(lenQ);
-atLenK = i32(lenK);
-${setPages(m, problem)}`;
-};
 
 function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const m = new ModuleBuilder();
@@ -205,7 +176,7 @@ ${putScores(t, at, 's')}
 ${accumulate(t, at, 'o', v, poison === undefined ? {} : { poison, partial: 'partial' })}`;
 
   const body = `${placeOf(t, rowMax)}
-${headOf(m, problem)}
+${headOf(m, problem, 'q')}
 let q0 = (groups.y - 1u - group.y) * ${rowsOf(t)}u;
 if (q0 >= lenQ) { return; }
 ${setBase(m, problem, operands.q, 'h', 'qStart')}

@@ -1,8 +1,10 @@
 /** Every kernel of the engine; the plan chooses by `refuse` and `cost`. */
+import { backward } from './backward.ts';
 import { defineForward, forward } from './forward.ts';
 import type { WebGpuKernel } from './kernel.ts';
 
-export const KERNELS: readonly WebGpuKernel[] = [
+export const KERNELS = [
   defineForward('forward-subgroup', 'subgroup'),
   forward,
+  backward,
 ] as unknown as readonly WebGpuKernel[];

@@ -42,15 +42,16 @@ function rowAddress(m: ModuleBuilder, problem: Problem, t: RowTensor): string {
   if (problem.kv.kind === 'paged' && (t.family === 'k' || t.family === 'v')) {
     const table = m.storage('tables', 'array<i32>');
     const size = problem.kv.pageSize;
-    m.local('pageRow', 'u32');
-    return `${base} + u32(${table}[pageRow + row / ${size}u]) * ${m.param(`${t.family}_b`)} + (row % ${size}u) * ${stride}`;
+    const row = `(row + ${m.local('pageStart', 'u32')})`;
+    const page = `u32(${table}[${m.local('pageRow', 'u32')} + ${row} / ${size}u])`;
+    return `${base} + ${page} * ${m.param(`${t.family}_b`)} + (${row} % ${size}u) * ${stride}`;
   }
   return `${base} + row * ${stride}`;
 }
 
 /**
- * Code that points `base_<name>` at head `h` of sequence `b` whose first row is `start`. For paged tensors the sequence's
- * rows start at 0 of its pages and `pageRow` has been set by `setPages`.
+ * Code that points `base_<name>` at head `h` of sequence `b` whose first row is `start`. The rows of paged tensors are found
+ * through what `setPages` sets.
  */
 export function setBase(m: ModuleBuilder, problem: Problem, t: RowTensor, h: string, start: string): string {
   const [pb, ph, ps] = ['b', 'h', 's'].map((x) => m.param(`${t.family}_${x}`));
@@ -58,8 +59,10 @@ export function setBase(m: ModuleBuilder, problem: Problem, t: RowTensor, h: str
   return `base_${t.name} = b * ${pb} + ${h} * ${ph} + ${start} * ${ps};`;
 }
 
+/** Code that finds sequence `b` in the page table, when there is one. */
 export function setPages(m: ModuleBuilder, problem: Problem): string {
-  return problem.kv.kind === 'paged' ? `pageRow = ${m.param('pagesAt')} + b * ${m.param('maxPages')};` : '';
+  if (problem.kv.kind !== 'paged') return '';
+  return `${m.local('pageRow', 'u32')} = ${m.param('pagesAt')} + b * ${m.param('maxPages')};\n${m.local('pageStart', 'u32')} = kStart;`;
 }
 
 const F16 = `fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }`;

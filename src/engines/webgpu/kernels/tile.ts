@@ -149,11 +149,11 @@ export function dot(t: Tile, at: Places, acc: string, a: Source, b: Source, { ke
   const inner = Math.min(t.depth, a.quads);
   const product = `for (var d = 0u; d < ${inner}u; d++) {
 ${unroll2(vs, 4, (v, e) => `let b_${v}_${e} = arena[${at.b}u + (${v * 4 + e}u * ${t.ct}u + c) * ${at.bStride}u + d];`)}
-${unroll2(vs, 4, (v, e) => `let t_${v}_${e} = vec4<f32>(${unrollArgs(4, (k) => `b_${v}_${k}.${XYZW[e]}`)});`)}
+${unroll2(vs, 4, (v, e) => `let bt_${v}_${e} = vec4<f32>(${unrollArgs(4, (k) => `b_${v}_${k}.${XYZW[e]}`)});`)}
 ${unroll(
   t.tm,
   (i) => `let a_${i} = arena[${at.a}u + (r + ${t.rt * i}u) * ${at.aStride}u + ${kept ? 'start + d' : 'd'}];
-${unroll2(vs, 4, (v, e) => `${acc}_${i}_${v} = fma(vec4<f32>(a_${i}.${XYZW[e]}), t_${v}_${e}, ${acc}_${i}_${v});`)}`,
+${unroll2(vs, 4, (v, e) => `${acc}_${i}_${v} = fma(vec4<f32>(a_${i}.${XYZW[e]}), bt_${v}_${e}, ${acc}_${i}_${v});`)}`,
 )}
 }`;
   const step = `workgroupBarrier(); // what was read start this place before is done with

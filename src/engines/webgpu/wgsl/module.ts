@@ -71,18 +71,16 @@ export class ModuleBuilder {
   }
 
   workgroup(name: string, type: string): string {
-    this.#declarations.push(`var<workgroup> ${name}: ${type};`);
-    return name;
+    return this.#declare(name, `var<workgroup> ${name}: ${type};`);
   }
 
   /** A variable of the invocation that helper functions share. Never uniform in WGSL's eyes. */
   local(name: string, type: string): string {
-    this.#declarations.push(`var<private> ${name}: ${type};`);
-    return name;
+    return this.#declare(name, `var<private> ${name}: ${type};`);
   }
 
-  constant(name: string, value: string): string {
-    this.#declarations.push(`const ${name} = ${value};`);
+  #declare(name: string, text: string): string {
+    if (!this.#declarations.includes(text)) this.#declarations.push(text);
     return name;
   }
 

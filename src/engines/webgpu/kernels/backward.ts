@@ -1,0 +1,201 @@
+/**
+ * Backward by recomputation (FlashAttention-2, algorithm 2) in two passes without atomics, so that a device gives the same bits
+ * each time: dK and dV by tiles of keys, dQ by tiles of queries. Scores are recomputed from lse in both.
+ *
+ *     P = exp(S - lse),  dP = dO V^T * Z,  dS = P * (dP - delta) * mod'(S),  delta = rowsum(dO * out) - dLse,  Z dropout's factors
+ *     dQ = scale * dS K,  dK = scale * dS^T Q,  dV = (P * Z)^T dO
+ */
+import { ceilDiv } from '../../../core/math.ts';
+import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
+import { unroll2 } from '../wgsl/text.ts';
+import { deltaShader, sinkShader } from './delta.ts';
+import { columnStatistics, declareGradients, rowStatistics, scoreGradients, setLseBase } from './gradients.ts';
+import { headOf, placeOf } from './head.ts';
+import {
+  addRuns,
+  defineKernel,
+  type Grid,
+  type Launch,
+  problemTables,
+  refuseShared,
+  type WebGpuCaps,
+  type WebGpuKernel,
+} from './kernel.ts';
+import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
+import { overRuns } from './scores.ts';
+import { sidePasses } from './sides.ts';
+import { accumulate, declareSum, dot, outQuads, placesOf, putScores, rowsOf, threadsOf } from './tile.ts';
+import { fits, reuse, type TileConfig, tile } from './tiles.ts';
+
+const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
+  const wide = Math.max(problem.D, problem.Dv);
+  if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
+  const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
+  if (wide <= 64) return [tile(16, 8, 4, 64, 8, 32), ...small];
+  if (wide <= 128) return [tile(16, 16, 4, 64, 8, 32), ...small];
+  return [tile(16, 16, 2, 64, 4, 16), ...small];
+};
+
+/** X is dO or Q, whichever is wider. */
+export const placing = (problem: Problem) => () => ({ width: Math.max(quadsOf(problem, 'q'), quadsOf(problem, 'v')) });
+
+const Q = { name: 'q', family: 'q' } as const;
+const K = { name: 'k', family: 'k' } as const;
+const V = { name: 'v', family: 'v' } as const;
+const D_OUT = { name: 'dOut', family: 'out' } as const;
+const DQ = { name: 'dq', family: 'q' } as const;
+const DK = { name: 'dk', family: 'k' } as const;
+const DV = { name: 'dv', family: 'v' } as const;
+
+export const backward: WebGpuKernel<TileConfig> = defineKernel({
+  name: 'backward',
+  pass: 'backward',
+  refuse(problem, caps) {
+    const shared = refuseShared(problem, caps);
+    if (shared !== null) return shared;
+    if (problem.kv.kind === 'paged') return 'no gradients of paged keys and values';
+    // q, k, v, dOut, lse, delta, tables, dk, dv; side gradients bind one output and a workspace instead of the last two.
+    const buffers = 9 + problem.sides.length;
+    return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
+  },
+  configs: (problem, caps) => candidates(problem, caps).filter((t) => fits(t, placing(problem)(), caps)),
+  cost(problem, t, caps) {
+    const flops = flopsOf(problem, 'backward');
+    const bytes = tiledBytes(problem, 'backward', rowsOf(t), t.cols);
+    // Seven products are made for the five that count.
+    const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (5 / 7);
+    return { flops, bytes, workspace: deltaBytes(problem), seconds: flops / rate + bytes / caps.bandwidth / 8 };
+  },
+  shaders: (problem, t) => passesOf(problem).map((pass) => pass.emit(problem, t)),
+  launch: launchBackward,
+});
+
+/** delta is laid out like lse, rows of no sequence included. */
+const deltaBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
+  let rows = 0;
+  for (let b = 0; b < B; b++) rows = Math.max(rows, b * strides.lse.b + (sequences[4 * b] + Sq) * strides.lse.s);
+  return 4 * (rows + Math.max(Hq - 1, 0) * strides.lse.h);
+};
+
+/** One dispatch of backward. */
+export interface Pass {
+  readonly emit: (problem: Problem, t: TileConfig) => Shader;
+  readonly grid: (problem: Problem, t: TileConfig) => Grid;
+  /** Scratch buffers by name, in bytes. */
+  readonly workspace?: (problem: Problem, t: TileConfig) => Record<string, number>;
+}
+
+/** The dispatches a problem's gradients need, in order. */
+function passesOf(problem: Problem): Pass[] {
+  const { grads } = problem;
+  if (grads === null) return [];
+  const passes: Pass[] = [{ emit: deltaShader, grid: (p) => [p.Hq, ceilDiv(p.Sq, 64), p.B] }];
+  if (grads.k || grads.v) passes.push({ emit: emitKv, grid: (p, t) => [p.Hkv, ceilDiv(p.Sk, rowsOf(t)), p.B] });
+  if (grads.q) passes.push({ emit: emitQ, grid: (p, t) => [p.Hq, ceilDiv(p.Sq, rowsOf(t)), p.B] });
+  if (grads.sink) passes.push({ emit: sinkShader, grid: (p) => [p.Hq, 1, 1] });
+  passes.push(...sidePasses(problem));
+  return passes;
+}
+
+function launchBackward(problem: Problem, t: TileConfig): Launch {
+  const { tables, values } = problemTables(problem);
+  if (problem.mask !== null) {
+    addRuns(tables, values, problem, 'q', rowsOf(t), t.cols);
+    addRuns(tables, values, problem, 'kv', t.cols, rowsOf(t));
+  }
+  const passes = passesOf(problem);
+  const workspace: Record<string, number> = { delta: deltaBytes(problem) };
+  for (const pass of passes) Object.assign(workspace, pass.workspace?.(problem, t));
+  return {
+    dispatches: passes.map((pass, shader) => ({ shader, grid: pass.grid(problem, t), params: values })),
+    tables: tables.pack(),
+    workspace,
+    zeroed: [...(problem.uniform ? [] : ['dq', 'dk', 'dv']), ...problem.sides.map((_, i) => `dSide${i}`)],
+  };
+}
+
+/** dQ: one workgroup walks the keys of its queries, as forward does. */
+function emitQ(problem: Problem, t: TileConfig): Shader {
+  const m = new ModuleBuilder();
+  const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
+  const at = placesOf(t, placing(problem)());
+  declareGradients(m, problem, 'kv');
+  const q = { load: declareLoad(m, problem, Q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
+  const k = { load: declareLoad(m, problem, K, 'u32(atLenK)'), first: 'k0', quads: quadsD };
+  const v = { load: declareLoad(m, problem, V, 'u32(atLenK)'), first: 'k0', quads: quadsV };
+  const dOut = { load: declareLoad(m, problem, D_OUT, 'u32(atLenQ)'), first: 'q0', quads: quadsV };
+  const store = declareStore(m, problem, DQ, 'u32(atLenQ)');
+  m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
+  const poison = problem.mask === null ? {} : { poison: m.workgroup('poison', 'atomic<u32>') };
+  const scale = m.param('scale', 'f32');
+
+  const block = `let k0 = block * ${t.cols}u;
+${dot(t, at, 's', q, k)}
+${dot(t, at, 't', dOut, v)}
+${scoreGradients(m, problem, 'kv', t, { p: false, ds: true })}
+${putScores(t, at, 't')}
+${accumulate(t, at, 'dq', k, { ...poison, partial: 'partial' })}`;
+  const body = `${placeOf(t, 'workgroup')}
+${headOf(m, problem, 'q')}
+let q0 = (groups.y - 1u - group.y) * ${rowsOf(t)}u;
+if (q0 >= lenQ) { return; }
+${[Q, D_OUT, DQ].map((x) => setBase(m, problem, x, 'h', 'qStart')).join('\n')}
+${[K, V].map((x) => setBase(m, problem, x, 'hkv', 'kStart')).join('\n')}
+${setLseBase(m, 'h')}
+${rowStatistics(t)}
+${declareSum(t, 'dq', quadsD)}
+${overRuns(m, problem, 'q', { b: 'b', h: 'h', row: `q0 / ${rowsOf(t)}u`, blocks: `(lenK + ${t.cols - 1}u) / ${t.cols}u` }, block)}
+${unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${store}(u32(q_${i}), c + ${t.ct * n}u, dq_${i}_${n} * ${scale});`)}`;
+  return m.build({ name: 'backward-q', threads: threadsOf(t), body });
+}
+
+/** dK and dV: one workgroup walks the queries of its keys, over every query head that reads them. */
+function emitKv(problem: Problem, t: TileConfig): Shader {
+  const m = new ModuleBuilder();
+  const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
+  const at = placesOf(t, placing(problem)());
+  const { k: wantK = false, v: wantV = false } = problem.grads ?? {};
+  declareGradients(m, problem, 'q');
+  const q = { load: declareLoad(m, problem, Q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
+  const k = { load: declareLoad(m, problem, K, 'u32(atLenK)'), first: 'k0', quads: quadsD };
+  const dOut = { load: declareLoad(m, problem, D_OUT, 'u32(atLenQ)'), first: 'q0', quads: quadsV };
+  m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
+  const scale = m.param('scale', 'f32');
+  const group = m.param('group');
+  const [storeK, storeV] = [
+    wantK ? declareStore(m, problem, DK, 'u32(atLenK)') : '',
+    wantV ? declareStore(m, problem, DV, 'u32(atLenK)') : '',
+  ];
+
+  const parts: string[] = [`let q0 = block * ${t.cols}u;`, columnStatistics(t), dot(t, at, 's', k, q)];
+  if (wantK) {
+    const v = { load: declareLoad(m, problem, V, 'u32(atLenK)'), first: 'k0', quads: quadsV };
+    parts.push(dot(t, at, 't', v, dOut));
+  }
+  parts.push(scoreGradients(m, problem, 'q', t, { p: wantV, ds: wantK }));
+  if (wantV) parts.push(putScores(t, at, 's'), accumulate(t, at, 'dv', dOut));
+  if (wantV && wantK) parts.push("workgroupBarrier(); // P's last readers are done");
+  if (wantK) parts.push(putScores(t, at, 't'), accumulate(t, at, 'dk', q));
+
+  const body = `${placeOf(t, 'workgroup')}
+${headOf(m, problem, 'kv')}
+let k0 = group.y * ${rowsOf(t)}u;
+if (k0 >= lenK) { return; }
+${setBase(m, problem, K, 'hkv', 'kStart')}
+${wantK ? `${setBase(m, problem, V, 'hkv', 'kStart')}\n${setBase(m, problem, DK, 'hkv', 'kStart')}` : ''}
+${wantV ? setBase(m, problem, DV, 'hkv', 'kStart') : ''}
+${wantK ? declareSum(t, 'dk', quadsD) : ''}
+${wantV ? declareSum(t, 'dv', quadsV) : ''}
+for (var h = hkv * ${group}; h < (hkv + 1u) * ${group}; h++) {
+let bh = b * ${m.param('Hq')} + h;
+atH = i32(h);
+${[Q, D_OUT].map((x) => setBase(m, problem, x, 'h', 'qStart')).join('\n')}
+${setLseBase(m, 'h')}
+${overRuns(m, problem, 'kv', { b: 'b', h: 'h', row: `k0 / ${rowsOf(t)}u`, blocks: `(lenQ + ${t.cols - 1}u) / ${t.cols}u` }, parts.join('\n'))}
+}
+${wantK ? unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${storeK}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dk_${i}_${n} * ${scale});`) : ''}
+${wantV ? unroll2(t.tm, outQuads(t, quadsV), (i, n) => `${storeV}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dv_${i}_${n});`) : ''}`;
+  return m.build({ name: 'backward-kv', threads: threadsOf(t), body });
+}

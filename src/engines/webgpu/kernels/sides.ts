@@ -1,0 +1,67 @@
+/**
+ * Gradients of the tensors a score modifier loads. Element x of a side gets the sum of dS' * d mod / d x over every position
+ * (b, h, q, kv) whose load reads x, in a fixed order and without atomics:
+ *
+ *     positional   each index of the load is b, h, q, kv or a constant: sums over the axes the side does not have are done in
+ *                  registers and then across workgroups (biases, ALiBi slopes)
+ *     binned       any other index: an invocation owns an element and picks its terms out of each tile (relative bias)
+ */
+import { ceilDiv } from '../../../core/math.ts';
+import { sizeOf, type TensorLike } from '../../../core/tensor.ts';
+import { derive, type LoadNode } from '../../../mods/derive.ts';
+import type { F32, IndexName } from '../../../mods/expr.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import type { Pass } from './backward.ts';
+import { binnedPasses } from './sides_binned.ts';
+import { positionalPasses } from './sides_positional.ts';
+
+/** One load of a side with its factor, the derivative of the modifier by what it loads. */
+export interface Term {
+  readonly load: LoadNode;
+  readonly factor: F32;
+}
+
+export interface Side {
+  readonly k: number;
+  readonly tensor: TensorLike;
+  readonly terms: readonly Term[];
+}
+
+type Coordinate = Extract<IndexName, 'b' | 'h' | 'q' | 'kv'>;
+/** What an axis of a side stands for: a coordinate of the score, or one element. */
+export type Axis = Coordinate | number;
+
+const isCoordinate = (name: IndexName): name is Coordinate => name !== 'lenQ' && name !== 'lenK';
+
+/** The axes of a positional load, or null when an index is anything else or a coordinate comes twice. */
+export function axesOf({ load }: Term): Axis[] | null {
+  const axes: Axis[] = [];
+  for (const e of load.indices) {
+    if (e.kind === 'const') axes.push(e.value);
+    else if (e.kind === 'index' && isCoordinate(e.name) && !axes.includes(e.name)) axes.push(e.name);
+    else return null;
+  }
+  return axes;
+}
+
+export function sidePasses(problem: Problem): Pass[] {
+  const { grads, mod, sides } = problem;
+  if (grads === null || mod === null) return [];
+  return sides.flatMap((tensor, k) => {
+    if (!grads.sides[k] || sizeOf(tensor.shape) === 0) return [];
+    const { dLoads } = derive(mod.expr, (t) => t === tensor);
+    const terms = [...dLoads].map(([load, factor]) => ({ load, factor }));
+    const axes = terms.map(axesOf);
+    const side = { k, tensor, terms };
+    // Loads that agree on their axes read the same element at every position, so their factors add up.
+    const [first] = axes;
+    const positional = first && axes.every((a) => a?.join() === first.join());
+    return positional ? positionalPasses(problem, side, first) : binnedPasses(side);
+  });
+}
+
+/** Scratch of one side's partial sums. */
+export const partialsName = (k: number): string => `partials${k}`;
+
+/** Workgroups along z are limited, so tiles of keys are counted there and batches times heads along x. */
+export const tilesOf = (n: number, block: number): number => ceilDiv(n, block);
