@@ -57,8 +57,8 @@ export interface Measurement {
 const ROUGH: Readonly<Record<FloatDType, number>> = { f64: 1e-12, f32: 2e-5, f16: 4e-3, bf16: 3e-2 };
 
 /** Whether a check is within what rounding explains. */
-export const plausible = (dtype: FloatDType, { error, magnitude }: SampledError): boolean =>
-  error <= ROUGH[dtype] * Math.max(magnitude, 1e-3);
+export const plausible = (dtype: FloatDType, { error, magnitude, lse }: SampledError): boolean =>
+  error <= ROUGH[dtype] * Math.max(magnitude, 1e-3) && lse <= ROUGH[dtype];
 
 /** @throws what the calls throw; nothing stays allocated. */
 export async function measure(engine: Engine, task: Task, options: MeasureOptions = {}): Promise<Measurement> {

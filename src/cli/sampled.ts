@@ -23,10 +23,12 @@ export interface BackwardTensors extends ForwardTensors {
   readonly dv: HostTensor;
 }
 
-/** Largest absolute error, and the largest absolute value that it is to be seen beside. */
+/** Largest absolute error of out or of the gradients, and the largest absolute value that it is to be seen beside. */
 export interface SampledError {
   readonly error: number;
   readonly magnitude: number;
+  /** Largest absolute error of the log-sum-exp; 0 for backward. */
+  readonly lse: number;
 }
 
 /**
@@ -42,7 +44,7 @@ export function forwardError(problem: Problem, t: ForwardTensors, samples: numbe
     const out = new Float64Array(problem.Dv);
     for (let j = 0; j < p.length; j++) if (p[j] !== 0) view.v.addTo(out, p[j], b, view.kvHead(h), j);
     worst.compare(out, view.out.row(b, h, i));
-    worst.compare([lse], [view.lse(b, h, i)]);
+    worst.compareLse(lse, view.lse(b, h, i));
   }
   return worst;
 }
@@ -68,15 +70,24 @@ export function backwardError(problem: Problem, t: BackwardTensors, samples: num
 class Worst implements SampledError {
   error = 0;
   magnitude = 0;
+  lse = 0;
 
   compare(exact: ArrayLike<number>, got: ArrayLike<number>): void {
     for (let i = 0; i < exact.length; i++) {
-      // Equal infinities differ by NaN; any other NaN is as wrong as can be.
-      const error = exact[i] === got[i] ? 0 : Math.abs(exact[i] - got[i]);
-      this.error = Math.max(this.error, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
-      if (Number.isFinite(exact[i])) this.magnitude = Math.max(this.magnitude, Math.abs(exact[i]));
+      this.error = Math.max(this.error, difference(exact[i], got[i]));
+      this.magnitude = Math.max(this.magnitude, Math.abs(exact[i]));
     }
   }
+
+  compareLse(exact: number, got: number): void {
+    this.lse = Math.max(this.lse, difference(exact, got));
+  }
+}
+
+/** Equal infinities do not differ; a NaN is as wrong as can be. */
+function difference(exact: number, got: number): number {
+  const d = exact === got ? 0 : Math.abs(exact - got);
+  return Number.isNaN(d) ? Number.POSITIVE_INFINITY : d;
 }
 
 /** Rows of a strided tensor as float64. */
