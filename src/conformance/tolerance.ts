@@ -18,7 +18,7 @@ export interface Verdict {
 
 /** Standard attention's error may vanish by luck (one key, one query); an engine's rounding does not, hence the floor. */
 const ERRORS_OF_STANDARD = 2;
-/** Roundoffs of the largest result that are granted besides: of the storage type, and of the type sums are held in. */
+/** Roundoffs that are granted besides: of the storage type, and of the type sums are held in. */
 const STORED_STEPS = 2;
 const SUMMED_STEPS = 4;
 
@@ -97,7 +97,8 @@ export function judge(
   }
   const summed = UNIT_ROUNDOFF[storage === 'f64' ? 'f64' : 'f32'];
   const stored = name === 'lse' ? summed : UNIT_ROUNDOFF[storage];
-  const allowed = ERRORS_OF_STANDARD * theirs + stored * (STORED_STEPS * top + scale) + summed * SUMMED_STEPS * top;
+  const floor = (STORED_STEPS * stored + SUMMED_STEPS * summed) * (top + scale);
+  const allowed = ERRORS_OF_STANDARD * theirs + floor;
   const ok = error <= allowed;
   return {
     ok,
