@@ -82,6 +82,7 @@ async function run(flags: Flags, engines: readonly Engine[]): Promise<void> {
   const bar = progress('');
   const signal = interruptible();
   const rows: BenchRow[] = [];
+  let caps = engines[0].caps;
   try {
     for (const [i, task] of tasks.entries()) {
       const { q, k, v } = task;
@@ -92,13 +93,14 @@ async function run(flags: Flags, engines: readonly Engine[]): Promise<void> {
         );
       const host = { q: randomTensor(q, 1), k: randomTensor(k, 2), v: randomTensor(v, 3) };
       const engine = await serving(engines, task);
+      caps = engine.caps;
       const measured = await measure(engine, { ...task, ...host }, { seconds: flags.seconds, signal, onProgress });
       rows.push(...rowsOf(measured));
     }
   } finally {
     bar.stop();
   }
-  const file = resultFile(engines[0].caps, rows);
+  const file = resultFile(caps, rows);
   if (flags.save !== undefined) await writeFile(flags.save, `${toJson(file)}\n`);
   if (flags.json) printJson(file);
   else show(file);
@@ -108,6 +110,8 @@ async function run(flags: Flags, engines: readonly Engine[]): Promise<void> {
 /** The engine that a plan would choose. @throws UnsupportedError */
 async function serving(engines: readonly Engine[], { q, k, v, options, grads }: BenchTask): Promise<Engine> {
   const { plan } = await explain(q, k, v, { ...options, engine: engines, ...(grads && { grads: {} }) });
+  for (const { engine, kernel, reason } of plan.refusals)
+    if (engine !== plan.engine) process.stderr.write(`tilewise: ${engine}${kernel ? `/${kernel}` : ''}: ${reason}\n`);
   return engines.find((e) => e.name === plan.engine) ?? engines[0];
 }
 

@@ -40,7 +40,10 @@ export interface Timing {
   readonly median: number;
   readonly best: number;
   readonly runs: number;
-  /** Most bytes the engine held during the first run beyond inputs, outputs and gradients. */
+  /**
+   * Most bytes the engine held during the first run beyond inputs, outputs and gradients; the plan's figure for engines
+   * that do not count their workspace.
+   */
   readonly scratch: number;
   /** Against float64 on sampled rows; null when not checked. */
   readonly check: SampledError | null;
@@ -99,6 +102,7 @@ export async function measure(engine: Engine, task: Task, options: MeasureOption
       kernel: plan.forward.kernel,
       flops: flopsOf(problem, 'forward'),
       ...forward,
+      scratch: forward.scratch || plan.forward.cost.workspace,
       check: samples === 0 ? null : forwardError(problem, host, samples),
     };
     if (!('backward' in kept)) return { problem, plan, forward: first, backward: null };
@@ -123,6 +127,7 @@ export async function measure(engine: Engine, task: Task, options: MeasureOption
       kernel: plan.backward?.kernel ?? '',
       flops: flopsOf(problem, 'backward'),
       ...backward,
+      scratch: backward.scratch || (plan.backward?.cost.workspace ?? 0),
       check: samples === 0 ? null : backwardError(problem, { ...host, dOut: dOutHost, dq, dk, dv }, samples),
     };
     return { problem, plan, forward: first, backward: second };
