@@ -19,7 +19,7 @@ export interface Label {
   readonly depth: number;
 }
 
-type Arguments<P extends readonly ValType[]> = { [K in keyof P]: Val<P[K]> | (P[K] extends 'i32' ? number : never) };
+type Arguments<P extends readonly ValType[]> = { [K in keyof P]: Val<P[K]> | ('i32' extends P[K] ? number : never) };
 
 export class FuncBuilder {
   readonly name: string;

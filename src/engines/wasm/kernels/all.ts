@@ -1,5 +1,6 @@
 /** The engine's kernels, in the order the planner tries them. */
 import type { WasmKernel } from '../kernel.ts';
+import { backward } from './backward.ts';
 import { forward } from './forward.ts';
 
-export const KERNELS: readonly WasmKernel[] = [forward];
+export const KERNELS: readonly WasmKernel[] = [forward, backward];

@@ -3,7 +3,6 @@
  * (FlashAttention-2, algorithm 1, with queries as lanes: see softmax.ts).
  */
 import type { Config, Cost, Listing } from '../../../engine/contract.ts';
-import { printExpr } from '../../../mods/print.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Callable } from '../asm/func.ts';
@@ -14,6 +13,7 @@ import type { GemmKind } from '../native/gemm.ts';
 import type { Stored } from '../storage.ts';
 import { type Shape, shapeOf, Vectors } from '../tile.ts';
 import { expressionsOf } from './expressions.ts';
+import { codeKey, refuseStorage } from './identity.ts';
 import { forBlocks, ITEM, minimum, writeQueryItems } from './items.ts';
 import { emitCheckFinite, emitFetch } from './keys.ts';
 import { arrays } from './layout.ts';
@@ -28,21 +28,6 @@ export interface ForwardConfig extends Config {
   readonly blockQ: number;
   /** Keys at a time: whole register tiles, and a multiple of 4. */
   readonly blockK: number;
-}
-
-/** Why no kernel of this engine serves a problem, or null. */
-export function refuseStorage(problem: Problem): string | null {
-  if (problem.dtype === 'f64') return 'f64 storage: WASM kernels compute in f32';
-  if (problem.sides.some((s) => s.dtype === 'f64')) return 'f64 side tensors: WASM kernels compute in f32';
-  return null;
-}
-
-/** What the code of every kernel is specialised to. */
-export function codeKey(name: string, problem: Problem, config: Config, caps: WasmCaps): string {
-  const { D, Dv, dtype, mask, mod, sides, sink, dropout, kv } = problem;
-  const print = (e: typeof mask | typeof mod): string => (e === null ? '-' : printExpr(e.expr, sides));
-  const flags = [caps.relaxed, caps.wide, caps.unroll, caps.shared, sink, dropout !== null].map(Number).join('');
-  return [name, D, Dv, dtype, kv.kind, flags, caps.native, JSON.stringify(config), print(mask), print(mod)].join('|');
 }
 
 function plan(problem: Problem, config: ForwardConfig, shape: Shape) {

@@ -18,26 +18,42 @@ export function emitFetch(
 ): (f: FuncBuilder, params: Local<'i32'>, item: Local<'i32'>, kv0: Local<'i32'>, rows: I32, to: I32) => Local<'i32'> {
   const size = which === 'k' ? problem.D : problem.Dv;
   const dtype = problem.dtype as Stored;
-  const straighten = emitStraighten(m, `straighten_${which}`, dtype, size);
   const stride = which === 'k' ? 'strideK' : 'strideV';
   if (problem.kv.kind === 'paged') {
-    const gather = emitGather(m, which, size, straighten);
+    const gather = emitGather(m, which, size, emitStraighten(m, `straighten_${which}`, dtype, size));
     return (f, params, item, kv0, rows, to) => {
       const target = f.let(to, which);
       f.call(gather, params, item, kv0, rows, target);
       return target;
     };
   }
+  const straighten = straightener(m, `straighten_${which}`, dtype, size);
   return (f, params, item, kv0, rows, to) => {
     const step = f.let(PARAMS.i32(params, stride), 'stride');
     const at = f.let(i32.add(ITEM.i32(item, which), i32.mul(kv0, step)), which);
-    const copy = (): void => {
-      f.call(straighten, at, step, rows, to);
+    straighten(f, at, step, rows, to);
+    return at;
+  };
+}
+
+/**
+ * Rows as neighbouring f32 rows: emits code that, where they are not, copies them to `to` and sets `at` to it. Returned
+ * for a size and type, so that the copying function exists once.
+ */
+export function straightener(
+  m: ModuleBuilder,
+  name: string,
+  dtype: Stored,
+  size: number,
+): (f: FuncBuilder, at: Local<'i32'>, stride: I32, rows: I32, to: I32) => void {
+  const copy = emitStraighten(m, name, dtype, size);
+  return (f, at, stride, rows, to) => {
+    const move = (): void => {
+      f.call(copy, at, stride, rows, to);
       f.set(at, to);
     };
-    if (dtype === 'f32') f.if(i32.ne(step, size * BYTES.f32), copy);
-    else copy();
-    return at;
+    if (dtype === 'f32') f.if(i32.ne(stride, size * BYTES.f32), move);
+    else move();
   };
 }
 

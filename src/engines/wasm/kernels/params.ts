@@ -28,12 +28,13 @@ export const PARAMS = layout(
     'seed0',
     'seed1',
     'offset',
+    'more',
   ],
-  ['factor', 'slope', 'toScore', 'keepScale'],
+  ['scale', 'factor', 'slope', 'toScore', 'keepScale'],
 );
 
-/** Allocates and writes the record, with the addresses of the side tensors behind it. */
-export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: number): number {
+/** Allocates and writes the record (`more` is the address of a kernel's own), with the addresses of the side tensors behind it. */
+export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: number, more = 0): number {
   const { strides, dtype, dropout, kv, Hq, sides } = problem;
   const bytes = BYTES[dtype];
   const params = heap.allocate(PARAMS.bytes + 4 * sides.length);
@@ -57,6 +58,8 @@ export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: 
     seed0: dropout?.seed[0] ?? 0,
     seed1: dropout?.seed[1] ?? 0,
     offset: dropout?.offset ?? 0,
+    more,
+    scale: problem.scale,
     ...scalingOf(problem.scale, problem.mod !== null),
     keepScale: dropout === null ? 1 : 1 / (1 - dropout.p),
   });

@@ -137,32 +137,36 @@ function emitTiledScores(m: ModuleBuilder, block: BlockShape): Callable {
 /** (group, work, rows, slope): probabilities in place of scores; maximum, sum and alpha brought up to date. */
 export function emitSoftmax(m: ModuleBuilder, { shape }: BlockShape, group: Group, work: Work): Callable {
   return m.func('softmax', { group: 'i32', work: 'i32', rows: 'i32', slope: 'f32' }, (f, a) => {
-    const v = new Vectors(f, shape);
+    // At most sixteen lanes at a time: more would not stay in registers.
+    const lanes = Math.min(shape.lanes, 16);
+    const v = new Vectors(f, { ...shape, lanes });
     const slope = v.splat(a.slope);
-    const max = v.load(a.work, work.max);
-    const shift = v.map((x, c) => f32x4.neg(f32x4.mul(x, c)), max, slope);
-    const before = v.load(a.group, group.max);
-    const alpha = exp2Negative(
-      v,
-      v.map((x, y, c) => f32x4.mul(f32x4.sub(x, y), c), before, max, slope),
-    );
-    v.store(a.work, alpha, work.alpha);
-    v.store(a.group, max, group.max);
-    const sum = v.map((x, y) => f32x4.mul(x, y), v.load(a.group, group.sum), alpha);
-    const p = f.let(i32.add(a.work, work.p), 'p');
-    f.for(0, a.rows, 1, () => {
-      const weights = exp2Negative(
+    for (let at = 0; at < shape.lanes * 4; at += v.bytes) {
+      const max = v.load(a.work, work.max + at);
+      const shift = v.map((x, c) => f32x4.neg(f32x4.mul(x, c)), max, slope);
+      const before = v.load(a.group, group.max + at);
+      const alpha = exp2Negative(
         v,
-        v.map((x, c, b) => v.madd(x, c, b), v.load(p), slope, shift),
+        v.map((x, y, c) => f32x4.mul(f32x4.sub(x, y), c), before, max, slope),
       );
-      v.store(p, weights);
-      v.set(
-        sum,
-        v.map((x, y) => f32x4.add(x, y), sum, weights),
-      );
-      f.bump(p, v.bytes);
-    });
-    v.store(a.group, sum, group.sum);
+      v.store(a.work, alpha, work.alpha + at);
+      v.store(a.group, max, group.max + at);
+      const sum = v.map((x, y) => f32x4.mul(x, y), v.load(a.group, group.sum + at), alpha);
+      const p = f.let(i32.add(a.work, work.p + at), 'p');
+      f.for(0, a.rows, 1, () => {
+        const weights = exp2Negative(
+          v,
+          v.map((x, c, b) => v.madd(x, c, b), v.load(p), slope, shift),
+        );
+        v.store(p, weights);
+        v.set(
+          sum,
+          v.map((x, y) => f32x4.add(x, y), sum, weights),
+        );
+        f.bump(p, shape.lanes * 4);
+      });
+      v.store(a.group, sum, group.sum + at);
+    }
   });
 }
 

@@ -1,0 +1,175 @@
+/**
+ * Between the products of backward, for one block of queries against one group of keys, whose lanes are keys: weights from
+ * scores and lse, dropout, and gradients of scores. Buffers are [queries][lanes] f32.
+ */
+import type { F32 } from '../../../mods/expr.ts';
+import type { Callable } from '../asm/func.ts';
+import type { ModuleBuilder } from '../asm/module.ts';
+import { f32, f32x4, i32, i32Const, i32x4, type V128, v128, v128Const } from '../asm/values.ts';
+import { exp2Negative } from '../functions.ts';
+import { philox, splatWord } from '../philox.ts';
+import { floats, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
+import { CHAIN, HEAD } from './chains.ts';
+import { asVec, type Expressions, loopOver, masked, type Positions } from './expressions.ts';
+import { PARAMS, sideReader } from './params.ts';
+import { emitScatter, keepValid, type SideTerm, sameForQueries } from './side_grads.ts';
+
+/** What the functions below are told of the block: records, first key of the group, first query and number of queries. */
+export const BLOCK = {
+  params: 'i32',
+  chain: 'i32',
+  head: 'i32',
+  kv0: 'i32',
+  q0: 'i32',
+  rows: 'i32',
+} as const;
+
+type Block = { readonly [K in keyof typeof BLOCK]: import('../asm/func.ts').Local<'i32'> };
+
+function positions(v: Vectors, a: Block): Positions {
+  const { f } = v;
+  return {
+    b: f.let(CHAIN.i32(a.chain, 'b'), 'b'),
+    h: f.let(HEAD.i32(a.head, 'h'), 'h'),
+    lenQ: f.let(CHAIN.i32(a.chain, 'lenQ'), 'lenQ'),
+    lenK: f.let(CHAIN.i32(a.chain, 'lenK'), 'lenK'),
+    inner: f.let(a.q0, 'q'),
+    lane0: a.kv0,
+  };
+}
+
+/** (BLOCK, s, p): weights p = 2^(slope * score - lse) from raw scores s, 0 where the mask hides. */
+export function emitWeights(m: ModuleBuilder, name: string, shape: Shape, { mod, mask, sides }: Expressions): Callable {
+  return m.func(name, { ...BLOCK, s: 'i32', p: 'i32' }, (f, a) => {
+    const v = new Vectors(f, shape);
+    const slope = v.splat(PARAMS.f32(a.params, 'slope'));
+    const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
+    const lse = f.let(i32.add(HEAD.i32(a.head, 'base2'), i32.mul(a.q0, 4)), 'lse');
+    const at = positions(v, a);
+    const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
+    const emit = loopOver(v, roots, 'kv', at, sideReader(f, a.params, sides));
+    f.for(0, a.rows, 1, () => {
+      const raw = v.load(a.s);
+      const values = emit(mod ? v.map((x, c) => f32x4.mul(x, c), raw, toScore) : raw);
+      let score: Vec = mod ? asVec(v, values[0]) : raw;
+      if (mask) score = masked(v, score, values[values.length - 1]);
+      const shift = v.splat(f32.neg(f32.load(lse)));
+      v.store(
+        a.p,
+        exp2Negative(
+          v,
+          v.map((x, c, y) => v.madd(x, c, y), score, slope, shift),
+        ),
+      );
+      f.bump(a.s, v.bytes);
+      f.bump(a.p, v.bytes);
+      f.bump(lse, 4);
+      f.bump(at.inner, 1);
+    });
+  });
+}
+
+/** (BLOCK, p, kept): weights after dropout: 0 or p / (1 - probability). Four queries at a time, past the end too. */
+export function emitDropWeights(m: ModuleBuilder, shape: Shape): Callable {
+  return m.func('drop_weights', { ...BLOCK, p: 'i32', kept: 'i32' }, (f, a) => {
+    const v = new Vectors(f, shape);
+    const scale = v.splat(PARAMS.f32(a.params, 'keepScale'));
+    const threshold = f.let(i32x4.splat(PARAMS.i32(a.params, 'threshold')), 'threshold');
+    const head = i32.add(i32.mul(CHAIN.i32(a.chain, 'b'), PARAMS.i32(a.params, 'heads')), HEAD.i32(a.head, 'h'));
+    const c2 = splatWord(v, head);
+    const c3 = splatWord(v, PARAMS.i32(a.params, 'offset'));
+    // Register i of a Vec covers keys kv0 + 4 i and on, which share a counter; its lanes are four queries until transposed.
+    const fours = f.let(i32x4.splat(i32.shr_u(a.kv0, 2)), 'fours');
+    const c0 = Array.from({ length: v.width }, (_, i) => f.let(i32x4.add(fours, ints(i))));
+    const q = f.let(i32x4.add(i32x4.splat(a.q0), v128Const([0, 1, 2, 3])), 'q');
+    f.for(0, a.rows, 4, () => {
+      const key = [PARAMS.i32(a.params, 'seed0'), PARAMS.i32(a.params, 'seed1')] as const;
+      const words = philox(v, [c0, v.repeat(q), c2, c3], key);
+      const byQuery = c0.map((_, i) =>
+        transpose4(
+          f,
+          words.map((w) => w[i]),
+        ),
+      );
+      for (let r = 0; r < 4; r++) {
+        const draws = byQuery.map((rows) => rows[r]);
+        const kept = (x: V128, w: V128, s: V128): V128 => v128.and(f32x4.mul(x, s), i32x4.ge_u(w, threshold));
+        v.store(a.kept, v.map(kept, v.load(a.p, r * v.bytes), draws, scale), r * v.bytes);
+      }
+      f.bump(a.p, 4 * v.bytes);
+      f.bump(a.kept, 4 * v.bytes);
+      f.set(q, i32x4.add(q, ints(4)));
+    });
+  });
+}
+
+export interface ScoreGradients extends Expressions {
+  /** d modified / d score; null without a modifier. */
+  readonly dScore: F32 | null;
+  readonly terms: readonly SideTerm[];
+}
+
+/**
+ * (BLOCK, s, p, kept, dp, ds): ds = (kept * dp - p * delta) * scale * dScore, exactly 0 where p is, into rows of `dsRow`
+ * bytes; and what the side tensors get of it. `kept` is p itself without dropout.
+ */
+export function emitScoreGradients(m: ModuleBuilder, shape: Shape, dsRow: number, e: ScoreGradients): Callable {
+  const { dScore, terms, sides } = e;
+  const buffers = { s: 'i32', p: 'i32', kept: 'i32', dp: 'i32', ds: 'i32' } as const;
+  return m.func('score_gradients', { ...BLOCK, ...buffers }, (f, a) => {
+    const v = new Vectors(f, shape);
+    const scale = v.splat(PARAMS.f32(a.params, 'scale'));
+    const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
+    const delta = f.let(i32.add(HEAD.i32(a.head, 'delta'), i32.mul(a.q0, 4)), 'delta');
+    const at = positions(v, a);
+    const roots = [
+      ...(dScore ? [dScore] : []),
+      ...terms.flatMap(({ load, derivative }) => [derivative, ...load.indices]),
+    ];
+    const emit = loopOver(v, roots, 'kv', at, sideReader(f, a.params, sides));
+    const valid = f.let(i32.sub(at.lenK, a.kv0), 'valid');
+    const limit = f.let(i32x4.splat(valid), 'limit');
+    const isValid = v.map((i) => i32x4.lt_s(i, limit), iota(v, i32Const(0)));
+    const sums = terms.map(({ load }) => (sameForQueries(load) ? v.map((x) => x, v.repeat(ints(0))) : null));
+    const bases = terms.map(({ plan }) => f.let(i32.load(CHAIN.i32(a.chain, 'sides'), 4 * plan), 'gradient'));
+    let places: (readonly import('../math.ts').Value[])[] = [];
+    f.for(0, a.rows, 1, () => {
+      const p = v.load(a.p);
+      const shift = v.splat(f32.neg(f32.load(delta)));
+      const raw = v.map((k, d, w, t) => v.madd(k, d, f32x4.mul(w, t)), v.load(a.kept), v.load(a.dp), p, shift);
+      const natural = v.map((x, w) => v128.and(x, f32x4.ne(w, floats(0))), raw, p);
+      let gradient: Vec = v.map((x, c) => f32x4.mul(x, c), natural, scale);
+      if (dScore) {
+        const values = emit(v.map((x, c) => f32x4.mul(x, c), v.load(a.s), toScore));
+        const seen = v.map((w) => f32x4.ne(w, floats(0)), p);
+        gradient = v.map((x, d, n) => v128.and(f32x4.mul(x, d), n), gradient, asVec(v, values[0]), seen);
+        let next = 1;
+        places = terms.map(({ load }, i) => {
+          const part = v.map((x, d, n) => v128.and(f32x4.mul(x, d), n), natural, asVec(v, values[next]), seen);
+          const indices = values.slice(next + 1, next + 1 + load.indices.length);
+          next += 1 + load.indices.length;
+          const amount = keepValid(v, part, isValid);
+          const sum = sums[i];
+          if (sum)
+            v.set(
+              sum,
+              v.map((x, y) => f32x4.add(x, y), sum, amount),
+            );
+          else emitScatter(v, bases[i], load.tensor, indices, amount, valid);
+          return indices;
+        });
+        f.bump(a.s, v.bytes);
+      }
+      v.store(a.ds, gradient);
+      for (const buffer of [a.p, a.kept, a.dp]) f.bump(buffer, v.bytes);
+      f.bump(a.ds, dsRow);
+      f.bump(delta, 4);
+      f.bump(at.inner, 1);
+    });
+    // Indices that do not change with the query were emitted before the loop.
+    terms.forEach(({ load }, i) => {
+      const sum = sums[i];
+      if (sum) emitScatter(v, bases[i], load.tensor, places[i], sum, valid);
+    });
+  });
+}
