@@ -1,0 +1,296 @@
+/**
+ * Checks the WebGPU engine on this machine's adapter, then times its kernels.
+ *
+ *     node bench/webgpu.ts OUT.json [adapter=NAME] [dawn=FLAGS] [check[=REGEX]] [seconds=60] [forward] [backward] [decode] [overhead]
+ *                          [tune] [dtype=f32,f16] [d=64,128] [n=1024,4096] [h=16] [without=subgroups]
+ *
+ * A time is the median over batches of queued calls, each batch waited for once: device time as long as the queue stays full.
+ * TFLOP/s count what the mask keeps: 2 pairs (D + Dv) forward, 2 pairs (3 D + 2 Dv) backward. `tune` times every tile in
+ * TUNE besides the plan's own choice.
+ */
+import { writeFileSync } from 'node:fs';
+import { CASES } from '../src/conformance/cases.ts';
+import { runCase } from '../src/conformance/suite.ts';
+import { allocate, type FloatDType, toBf16, toF16 } from '../src/core/dtype.ts';
+import { tensor } from '../src/core/tensor.ts';
+import type { EngineTensor, Operands, Step } from '../src/engine/contract.ts';
+import { open } from '../src/engines/webgpu/index.ts';
+import { type TileConfig, tile } from '../src/engines/webgpu/kernels/tiles.ts';
+import { CONTEXT, type Mask } from '../src/mods/expr.ts';
+import { causal, slidingWindow } from '../src/mods/library.ts';
+import { choosePlan } from '../src/plan/choose.ts';
+import { flopsOf } from '../src/problem/cost.ts';
+import { createProblem, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+
+const [out, ...words] = process.argv.slice(2);
+const flag = (name: string): boolean => words.some((w) => w === name || w.startsWith(`${name}=`));
+const value = (name: string, otherwise: string): string =>
+  words.find((w) => w.startsWith(`${name}=`))?.slice(name.length + 1) ?? otherwise;
+const numbers = (name: string, otherwise: string): number[] => value(name, otherwise).split(',').map(Number);
+
+const engine = await open({
+  adapter: flag('adapter') ? value('adapter', '') : undefined,
+  dawnFlags: value('dawn', 'enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia').split('+'),
+  without: flag('without') ? value('without', '').split(',') : undefined,
+});
+const report: { device: string; features: unknown; checks: unknown[]; rows: unknown[] } = {
+  device: engine.caps.device,
+  features: engine.caps.features,
+  checks: [],
+  rows: [],
+};
+console.log(JSON.stringify(engine.caps));
+
+interface Shape {
+  readonly B?: number;
+  readonly Hq: number;
+  readonly Hkv?: number;
+  readonly Sq: number;
+  readonly Sk?: number;
+  readonly D: number;
+  readonly dtype: FloatDType;
+  readonly mask?: Mask | undefined;
+  readonly grads?: boolean;
+}
+
+function problemOf({ B = 1, Hq, Hkv = Hq, Sq, Sk = Sq, D, dtype, mask, grads = false }: Shape): Problem {
+  return createProblem({
+    B,
+    Hq,
+    Hkv,
+    Sq,
+    Sk,
+    D,
+    Dv: D,
+    dtype,
+    scale: 1 / Math.sqrt(D),
+    strides: {
+      q: stridesOf('bhnd', Hq, Sq, D),
+      k: stridesOf('bhnd', Hkv, Sk, D),
+      v: stridesOf('bhnd', Hkv, Sk, D),
+      out: stridesOf('bhnd', Hq, Sq, D),
+      lse: { b: Hq * Sq, h: Sq, s: 1 },
+    },
+    sequences: denseSequences(B, Sq, Sk),
+    uniform: true,
+    kv: { kind: 'strided' },
+    mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
+    mod: null,
+    sides: [],
+    sink: false,
+    dropout: null,
+    grads: grads ? { q: true, k: true, v: true, sides: [], sink: false } : null,
+  });
+}
+
+function noise(dtype: FloatDType, shape: readonly number[]): EngineTensor {
+  const n = shape.reduce((a, b) => a * b, 1);
+  const data = allocate(dtype, n);
+  let state = 12345;
+  for (let i = 0; i < n; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    const x = state / 2 ** 31 - 1;
+    data[i] = dtype === 'f16' ? toF16(x) : dtype === 'bf16' ? toBf16(x) : x;
+  }
+  return engine.upload(tensor(data, shape, dtype));
+}
+
+function operandsOf(p: Problem): Operands & { dispose(): void } {
+  const q = [p.B, p.Hq, p.Sq, p.D];
+  const k = [p.B, p.Hkv, p.Sk, p.D];
+  const made: EngineTensor[] = [];
+  const keep = (t: EngineTensor): EngineTensor => {
+    made.push(t);
+    return t;
+  };
+  const forward = {
+    q: keep(noise(p.dtype, q)),
+    k: keep(noise(p.dtype, k)),
+    v: keep(noise(p.dtype, k)),
+    out: keep(engine.allocate(p.dtype, q)),
+    lse: keep(engine.allocate('f32', q.slice(0, 3))),
+    sides: [],
+    sink: null,
+    dispose: () => {
+      for (const t of made) t.dispose();
+    },
+  };
+  if (p.grads === null) return forward;
+  return {
+    ...forward,
+    dOut: keep(noise(p.dtype, q)),
+    dLse: null,
+    dq: keep(engine.allocate(p.dtype, q)),
+    dk: keep(engine.allocate(p.dtype, k)),
+    dv: keep(engine.allocate(p.dtype, k)),
+    dSides: [],
+    dSink: null,
+  };
+}
+
+const median = (xs: number[]): number => xs.sort((a, b) => a - b)[xs.length >> 1];
+
+/** Milliseconds of one call. */
+async function time(problem: Problem, operands: Operands, step: Step): Promise<number> {
+  const program = await engine.prepare(problem, step);
+  const batch = async (n: number): Promise<number> => {
+    const start = performance.now();
+    for (let i = 0; i < n; i++) await program.run(problem, operands);
+    await engine.synchronize();
+    return (performance.now() - start) / n;
+  };
+  await batch(1);
+  const once = await batch(2);
+  const n = Math.max(1, Math.min(200, Math.ceil(25 / once)));
+  const times: number[] = [];
+  for (let i = 0; i < 5; i++) times.push(await batch(n));
+  return median(times);
+}
+
+/** Tiles worth trying, by pass and head size. */
+const TUNE: Readonly<Record<string, readonly TileConfig[]>> = {
+  'forward 64': [
+    tile(8, 8, 8, 64, 8, 32),
+    tile(8, 8, 8, 64, 8, 32, true),
+    tile(8, 8, 8, 64, 4, 16),
+    tile(8, 8, 8, 32, 8, 32),
+    tile(16, 8, 4, 64, 8, 32),
+    tile(16, 8, 8, 32, 8, 32),
+    tile(8, 16, 8, 64, 8, 32),
+    tile(16, 8, 4, 32, 8, 32),
+  ],
+  'forward 128': [
+    tile(8, 16, 8, 64, 8, 32),
+    tile(8, 16, 8, 128, 2, 16),
+    tile(8, 16, 8, 64, 4, 16),
+    tile(16, 16, 4, 64, 8, 32),
+    tile(8, 8, 8, 64, 8, 16),
+    tile(8, 8, 8, 32, 8, 16),
+    tile(8, 16, 4, 64, 8, 16),
+  ],
+  'backward 64': [
+    tile(16, 8, 4, 64, 8, 32),
+    tile(8, 8, 8, 32, 8, 32),
+    tile(8, 8, 4, 64, 8, 32),
+    tile(8, 8, 4, 32, 8, 32),
+    tile(16, 8, 4, 32, 8, 32),
+    tile(8, 8, 8, 64, 8, 32),
+  ],
+  'backward 128': [
+    tile(16, 16, 4, 64, 8, 32),
+    tile(8, 16, 4, 64, 8, 32),
+    tile(8, 16, 8, 64, 8, 32),
+    tile(8, 16, 4, 64, 4, 16),
+    tile(8, 8, 4, 32, 8, 16),
+  ],
+};
+
+async function check(pattern: RegExp, seconds: number): Promise<void> {
+  const end = performance.now() + seconds * 1000;
+  let [passed, failed, skipped, left] = [0, 0, 0, 0];
+  for (const one of CASES) {
+    if (!pattern.test(one.id) || one.spec.dtype === 'f64') continue;
+    if (performance.now() > end) {
+      left++;
+      continue;
+    }
+    for (const result of await runCase(one, engine)) {
+      if (result.skipped !== undefined) skipped++;
+      else if (result.ok) passed++;
+      else failed++;
+      if (!result.ok || result.skipped !== undefined)
+        console.log(result.pass, result.kernel ?? '', result.id, result.message ?? result.skipped);
+      report.checks.push(result);
+    }
+  }
+  console.log(`conformance: ${passed} passed, ${failed} failed, ${skipped} refused, ${left} cases not reached`);
+}
+
+async function row(
+  name: string,
+  shape: Shape,
+  pass: 'forward' | 'backward',
+  tiles: readonly TileConfig[],
+): Promise<void> {
+  const problem = problemOf(shape);
+  const operands = operandsOf(problem);
+  try {
+    const plan = choosePlan(problem, [engine]);
+    const chosen = pass === 'forward' ? plan.forward : plan.backward;
+    if (chosen === null) return;
+    if (pass === 'backward') await (await engine.prepare(problem, plan.forward)).run(problem, operands);
+    const kernels = engine.kernels.filter((k) => k.pass === pass && k.refuse(problem, engine.caps) === null);
+    const steps =
+      tiles.length === 0
+        ? [chosen]
+        : tiles.flatMap((config) =>
+            kernels.filter((k) => k.name !== 'decode').map((k) => ({ ...chosen, kernel: k.name, config })),
+          );
+    for (const step of steps) {
+      try {
+        const ms = await time(problem, operands, step);
+        const tflops = flopsOf(problem, pass) / ms / 1e9;
+        const what = { name, pass, kernel: step.kernel, config: step.config, ms, tflops };
+        report.rows.push(what);
+        const sizes = Object.values(step.config).join(',');
+        console.log(`${pass} ${name} ${step.kernel} [${sizes}] ${ms.toFixed(3)} ms ${tflops.toFixed(2)} TFLOP/s`);
+      } catch (e) {
+        console.log(
+          `${pass} ${name} ${step.kernel} ${JSON.stringify(step.config)}: ${String((e as Error).message).slice(0, 200)}`,
+        );
+      }
+    }
+  } finally {
+    operands.dispose();
+  }
+}
+
+if (flag('check')) await check(new RegExp(value('check', '')), Number(value('seconds', '60')));
+
+const Hq = Number(value('h', '16'));
+for (const pass of ['forward', 'backward'] as const) {
+  if (!flag(pass)) continue;
+  for (const dtype of value('dtype', 'f32').split(',') as FloatDType[])
+    for (const D of numbers('d', '64,128'))
+      for (const Sq of numbers('n', '1024,4096')) {
+        const shape = { Hq, Sq, D, dtype, grads: pass === 'backward' };
+        const tiles = flag('tune') ? (TUNE[`${pass} ${D}`] ?? []) : [];
+        await row(`${dtype} n${Sq} d${D} full`, shape, pass, tiles);
+        if (flag('tune')) continue;
+        await row(`${dtype} n${Sq} d${D} causal`, { ...shape, mask: causal() }, pass, []);
+      }
+}
+if (flag('window'))
+  for (const mask of [undefined, slidingWindow(1024, 0)])
+    await row(
+      `f32 n16384 d64 ${mask?.label ?? 'full'}`,
+      { Hq: 4, Sq: 16384, D: 64, dtype: 'f32', mask },
+      'forward',
+      [],
+    );
+if (flag('decode'))
+  for (const dtype of ['f16', 'f32'] as const) {
+    const shape = { B: 16, Hq: 32, Hkv: 8, Sq: 1, Sk: 8192, D: 128, dtype };
+    await row(`decode ${dtype} b16 hq32 hkv8 n8192 d128`, shape, 'forward', []);
+    const bytes = 16 * 8 * 8192 * 256 * (dtype === 'f16' ? 2 : 4);
+    const last = report.rows.at(-1) as { ms: number };
+    console.log(`decode reads ${(bytes / last.ms / 1e9).toFixed(3)} TB/s`);
+  }
+if (flag('overhead')) {
+  const problem = problemOf({ Hq: 1, Sq: 16, D: 64, dtype: 'f32' });
+  const operands = operandsOf(problem);
+  const program = await engine.prepare(problem, choosePlan(problem, [engine]).forward);
+  const times: number[] = [];
+  for (let i = 0; i < 400; i++) {
+    const start = performance.now();
+    await program.run(problem, operands);
+    times.push((performance.now() - start) * 1000);
+    if (i % 50 === 49) await engine.synchronize();
+  }
+  const us = median(times);
+  report.rows.push({ name: 'host overhead', us });
+  console.log(`host overhead ${us.toFixed(1)} us a call, program ready`);
+  operands.dispose();
+}
+if (out !== undefined) writeFileSync(out, `${JSON.stringify(report, null, 1)}\n`);
+await engine.close();
