@@ -13,8 +13,10 @@ import { Arena, checkInto, deliver, residentSides, resultsOf } from './run.ts';
 import { signatureOf } from './signature.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
-export interface DecodeOptions<T extends Tensor = Tensor>
-  extends Omit<ForwardOptions<T>, 'layout' | 'cuSeqlens' | 'dropout'> {
+/** The cache decides these, and nothing is trained on it. */
+const NOT_HERE = ['layout', 'cuSeqlens', 'dropout'] as const;
+
+export interface DecodeOptions<T extends Tensor = Tensor> extends Omit<ForwardOptions<T>, (typeof NOT_HERE)[number]> {
   /** Which sequences of the cache the queries belong to; by default all that are alive, in order. */
   readonly sequences?: readonly number[];
 }
@@ -81,7 +83,7 @@ export async function attentionDecode(
 }
 
 function decodeRequest(q: Tensor, cache: KvCache, view: CacheView, options: ForwardOptions): Request {
-  checkNames(options);
+  checkNames(options, NOT_HERE);
   const { layout, Hkv, D, Dv, dtype } = cache;
   const B = view.lengths.length;
   const [Hq, Sq] = layout === 'bhnd' ? [q.shape[1], q.shape[2]] : [q.shape[2], q.shape[1]];

@@ -24,77 +24,82 @@ export type EngineChoice = Engine | EngineWord | 'auto' | readonly (Engine | Eng
 
 /** Which gradients `backward` produces; every one by default. Those not asked for cost neither time nor memory. */
 export interface GradientChoice {
-  readonly q?: boolean;
-  readonly k?: boolean;
-  readonly v?: boolean;
+  readonly q?: boolean | undefined;
+  readonly k?: boolean | undefined;
+  readonly v?: boolean | undefined;
   /** Of the float tensors that bias, alibi and mods read: all, none, or exactly these. */
-  readonly sides?: boolean | readonly TensorLike[];
-  readonly sink?: boolean;
+  readonly sides?: boolean | readonly TensorLike[] | undefined;
+  readonly sink?: boolean | undefined;
 }
 
 export interface DropoutOptions {
   /** Probability of dropping a probability, 0 <= p < 1; 0 means no dropout. */
   readonly p: number;
   /** 64 bits: a non-negative safe integer or a bigint. Random when absent; the result tells what it was. */
-  readonly seed?: number | bigint;
+  readonly seed?: number | bigint | undefined;
   /** A further 32-bit word of the position counter, for callers that number their calls. */
-  readonly offset?: number;
+  readonly offset?: number | undefined;
 }
 
 /** What decides the result, apart from the tensors q, k and v. */
 export interface AttentionOptions {
   /** Axes of q, k, v and out. `bhnd` [B, H, S, D] is the default; `bnhd` is [B, S, H, D]. */
-  readonly layout?: Layout;
+  readonly layout?: Layout | undefined;
   /** Multiplies q . k; 1 / sqrt(D) by default. */
-  readonly scale?: number;
+  readonly scale?: number | undefined;
   /** `true` is 'bottom-right': the last query sees every key. */
-  readonly causal?: boolean | CausalAlign;
+  readonly causal?: boolean | CausalAlign | undefined;
   /**
    * Sliding window, aligned at the bottom right. A number keeps the n latest keys, the query's own included, and none
    * later; `[left, right]` keeps keys from `left` positions before the query's own to `right` after it (null: no limit).
    */
-  readonly window?: number | readonly [left: number | null, right: number | null];
+  readonly window?: number | readonly [left: number | null, right: number | null] | undefined;
   /** A mask, a function of expressions, or a u8 tensor that broadcasts to [B, Hq, Sq, Sk]; non-zero means attend. */
-  readonly mask?: Mask | MaskFunction | Tensor;
+  readonly mask?: Mask | MaskFunction | Tensor | undefined;
   /** Blocks of `blockSize` x `blockSize` positions that attend where `layout` u8 [B|1, Hq|1, nQ, nK] is non-zero. */
-  readonly blockSparse?: { readonly layout: Tensor; readonly blockSize: number };
+  readonly blockSparse?: { readonly layout: Tensor; readonly blockSize: number } | undefined;
   /** Score modifiers, applied in order after softcap, alibi and bias. */
-  readonly mod?: Mod | ScoreFunction | readonly (Mod | ScoreFunction)[];
+  readonly mod?: Mod | ScoreFunction | readonly (Mod | ScoreFunction)[] | undefined;
   /** Added to the scaled scores: a float tensor that broadcasts to [B, Hq, Sq, Sk]. */
-  readonly bias?: Tensor;
+  readonly bias?: Tensor | undefined;
   /** ALiBi slopes, float [Hq] or [B, Hq]. */
-  readonly alibi?: Tensor;
+  readonly alibi?: Tensor | undefined;
   /** cap * tanh(score / cap), applied to the scaled score before anything else. */
-  readonly softcap?: number;
+  readonly softcap?: number | undefined;
   /** One more logit a query head, in the softmax's sum only: f32 [Hq] (f64 for f64 tensors). */
-  readonly sink?: Tensor;
+  readonly sink?: Tensor | undefined;
   /** A probability with a random seed, or the whole state. */
-  readonly dropout?: number | DropoutOptions;
+  readonly dropout?: number | DropoutOptions | undefined;
   /**
    * Packed sequences: q [1, Hq, totalQ, D] or [Hq, totalQ, D] (`bnhd`: [1, totalQ, Hq, D] or [totalQ, Hq, D]), k and v
    * likewise, sequence b being rows cuSeqlens.q[b] up to cuSeqlens.q[b + 1]. k's defaults to q's.
    */
-  readonly cuSeqlens?: { readonly q: Int32Array | readonly number[]; readonly k?: Int32Array | readonly number[] };
+  readonly cuSeqlens?:
+    | {
+        readonly q: Int32Array | readonly number[];
+        readonly k?: Int32Array | readonly number[] | undefined;
+      }
+    | undefined;
   /** Engine tensors decide their engine. For host tensors: wasm, then reference, shared by all calls. */
-  readonly engine?: EngineChoice;
+  readonly engine?: EngineChoice | undefined;
   /** Stops the run within a row of blocks; the call rejects with the signal's reason and frees what it allocated. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
   /** The finished share of the run, 0 to 1, now and then. */
-  readonly onProgress?: (share: number) => void;
+  readonly onProgress?: ((share: number) => void) | undefined;
   /** Narrows the plan to a kernel or configuration, for benches and tests. */
-  readonly prefer?: Preferences;
+  readonly prefer?: Preferences | undefined;
 }
 
 export interface ForwardOptions<T extends Tensor = Tensor> extends AttentionOptions {
   /** Where results go, instead of new tensors: same dtype and shape, and in the same memory as q. Written only on success. */
-  readonly into?: { readonly out?: T; readonly lse?: T };
+  readonly into?: { readonly out?: T | undefined; readonly lse?: T | undefined } | undefined;
 }
 
 export interface GradOptions extends AttentionOptions {
-  readonly grads?: GradientChoice;
+  readonly grads?: GradientChoice | undefined;
 }
 
-const OPTION_NAMES: ReadonlySet<string> = new Set<keyof ForwardOptions | keyof GradOptions>([
+const OPTION_NAMES: readonly (keyof ForwardOptions)[] = [
   'layout',
   'scale',
   'causal',
@@ -113,11 +118,18 @@ const OPTION_NAMES: ReadonlySet<string> = new Set<keyof ForwardOptions | keyof G
   'onProgress',
   'prefer',
   'into',
-  'grads',
-]);
+];
 
-/** A misspelt option is an error, not a silent default. */
-export function checkNames(options: object): void {
-  for (const name of Object.keys(options))
-    if (!OPTION_NAMES.has(name)) throw new ArgumentError('options', `any of ${[...OPTION_NAMES].join(', ')}`, name);
+/** A misspelt option, one that this call has not, or null is an error and not a silent default. */
+export function checkNames(options: object, without: readonly (keyof ForwardOptions)[] = []): void {
+  for (const [name, value] of Object.entries(options)) {
+    const known = OPTION_NAMES as readonly string[];
+    if (!known.includes(name) || (without as readonly string[]).includes(name))
+      throw new ArgumentError(
+        'options',
+        `any of ${known.filter((n) => !(without as readonly string[]).includes(n)).join(', ')}`,
+        name,
+      );
+    if (value === null) throw new ArgumentError(name, 'a value, or undefined', null);
+  }
 }

@@ -104,7 +104,7 @@ export function orderOf(
 ): readonly (Engine | LoadableEngine)[] {
   const resident = Object.values(named).some((t) => t !== null && typeof t === 'object' && isEngineTensor(t));
   if (!resident) return choicesOf(choice);
-  const mask = typeof given === 'object' && 'dtype' in given ? given : null;
+  const mask = given !== null && typeof given === 'object' && 'dtype' in given ? given : null;
   const engine = engineOf({ ...named, bias, alibi, sink, mask, 'blockSparse.layout': blockSparse?.layout }) as Engine;
   for (const [name, t] of Object.entries(named))
     if (!isEngineTensor(t))

@@ -17,6 +17,18 @@ export function signatureOf(
   options: AttentionOptions,
   grads: GradientChoice | null,
 ): string | null {
+  try {
+    return textOf(tensors, options, grads);
+  } catch {
+    return null;
+  }
+}
+
+function textOf(
+  tensors: readonly TensorLike[],
+  options: AttentionOptions,
+  grads: GradientChoice | null,
+): string | null {
   let text = '';
   for (const t of tensors) text += `${tensorText(t)};`;
   for (const name of Object.keys(options) as (keyof AttentionOptions)[]) {

@@ -3,7 +3,7 @@
  * for every pass wins, and among its kernels and configurations the lowest predicted time. Refusals travel as values.
  */
 import { type Refusal, UnsupportedError } from '../core/errors.ts';
-import type { Config, Engine, Pass, Step } from '../engine/contract.ts';
+import type { Config, Cost, Engine, Pass, Step } from '../engine/contract.ts';
 import { standardCost } from '../problem/cost.ts';
 import { planId } from '../problem/id.ts';
 import type { Problem } from '../problem/problem.ts';
@@ -94,12 +94,8 @@ function bestStep(
       refusals.push({ engine: engine.name, kernel: kernel.name, reason: 'has no such configuration' });
     for (const config of configs) {
       const cost = kernel.cost(problem, config, engine.caps);
-      if (cost.workspace > engine.caps.memory) {
-        const reason = `needs ${cost.workspace} bytes of scratch, the engine has ${engine.caps.memory}`;
-        refusals.push({ engine: engine.name, kernel: kernel.name, reason });
-      } else if (best === null || cost.seconds < best.cost.seconds) {
+      if (best === null || rank(cost, engine) < rank(best.cost, engine))
         best = { pass, kernel: kernel.name, config, cost };
-      }
     }
   }
   if (!tried) {
@@ -108,6 +104,10 @@ function bestStep(
   }
   return best;
 }
+
+/** Scratch that cannot fit comes last, but is not refused: a part of the call may need less. */
+const rank = (cost: Cost, engine: Engine): number =>
+  cost.workspace > engine.caps.memory ? Number.MAX_VALUE : cost.seconds;
 
 const matches = (config: Config, wanted: Config | undefined): boolean =>
   wanted === undefined || Object.entries(wanted).every(([name, value]) => config[name] === value);
