@@ -3,7 +3,7 @@
  * worked on in order by one thread, so that what several blocks add to (dq, side gradients) is added in a fixed order.
  */
 import { BYTES } from '../../../core/dtype.ts';
-import { ceilDiv } from '../../../core/math.ts';
+import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns, lengthsOf } from '../../../problem/ranges.ts';
 import type { Addresses, Heap } from '../kernel.ts';
@@ -19,7 +19,8 @@ export const CHAIN = layout(['k', 'v', 'dk', 'dv', 'heads', 'block', 'dqPart', '
 
 /**
  * A query head: addresses of row 0 of the sequence, and its first row of runs. `dq` is where gradients are accumulated,
- * `dqOut` where they belong; `base2` and `delta` are f32 rows of the workspace: lse in base 2, +inf where nothing attends.
+ * `dqOut` where they belong; `rowLse` (lse, +inf where nothing attends) and
+ * `delta` are f32 rows of the workspace.
  */
 export const HEAD = layout([
   'q',
@@ -29,7 +30,7 @@ export const HEAD = layout([
   'dLse',
   'dq',
   'dqOut',
-  'base2',
+  'rowLse',
   'delta',
   'b',
   'h',
@@ -102,7 +103,9 @@ export function writeChains(problem: Problem, plan: ChainPlan, at: Addresses, he
   const rowStart = heap.allocate(found.rowStart.length * 4);
   heap.i32.set(found.rowStart, rowStart >>> 2);
   const headCount = B * Hq;
-  const rows = heap.allocate(2 * headCount * Sq * 4);
+  // Statistics are written four rows at a time.
+  const statistics = alignTo(Sq, 4) * 4;
+  const rows = heap.allocate(2 * headCount * statistics);
   const parts = wantsQ && !dq.inPlace ? heap.allocate(splits * dq.partBytes) : 0;
   const sinkParts = heap.allocate(Math.max(headCount, 1) * 4);
   const heads = heap.allocate(Math.max(headCount, 1) * HEAD.bytes);
@@ -121,8 +124,8 @@ export function writeChains(problem: Problem, plan: ChainPlan, at: Addresses, he
         dLse: row(at.dLse, strides.lse, 4),
         dq: dq.inPlace ? row(at.dq, strides.q, bytes) : parts + index * Sq * dq.row * 4,
         dqOut: row(at.dq, strides.q, bytes),
-        base2: rows + index * Sq * 4,
-        delta: rows + (headCount + index) * Sq * 4,
+        rowLse: rows + index * statistics,
+        delta: rows + (headCount + index) * statistics,
         b,
         h,
         lenQ,

@@ -2,75 +2,78 @@
 import { BYTES } from '../../../core/dtype.ts';
 import { LOG2E } from '../../../core/math.ts';
 import type { Problem } from '../../../problem/problem.ts';
+import type { FuncBuilder, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
-import { f32, f32Const, f32x4, i32, select, type V128, v128, v128Const } from '../asm/values.ts';
+import { type F32, f32, f32Const, f32x4, type I32, i32, i32x4, type V128, v128 } from '../asm/values.ts';
 import { exp2Negative } from '../functions.ts';
 import { loadFour, type Stored, storeFour } from '../storage.ts';
-import { ints, type Shape, Vectors } from '../tile.ts';
+import { floats, ints, iota, type Shape, transpose4, Vectors } from '../tile.ts';
 import { BACKWARD, HEAD } from './chains.ts';
 import { emitClear } from './gemm.ts';
+import { minimum } from './items.ts';
 import { PARAMS } from './params.ts';
 
 /** Parameters of every phase. */
 export const PHASE = { params: 'i32', index: 'i32', step: 'i32', scratch: 'i32' } as const;
 
-/** Lanes below `count` of four. */
-const firstLanes = (count: number): V128 =>
-  v128Const([0, 1, 2, 3].map((i) => (i < count ? -1 : 0)) as [number, number, number, number]);
-
 /**
- * Phase `delta`, an item a query head: delta = rowsum(dOut * out) - dLse and lse in base 2, a row each; the head's part of
- * the sink's gradient, -sum over rows of exp(sink - lse) * delta; and the head's rows of dq cleared.
+ * Phase `delta`, an item a query head: delta = rowsum(dOut * out) - dLse and lse, a row each; the head's part of
+ * the sink's gradient, -sum over rows of exp(sink - lse) * delta; and the head's rows of dq cleared. Four rows at a time,
+ * each summed in the order of dP, so that what cancels in dP - delta cancels exactly.
  *
  * @param dqRow bytes of an accumulated row of dq, 0 when there are none.
  */
 export function emitDelta(m: ModuleBuilder, problem: Problem, shape: Shape, dqRow: number): void {
   const { Dv, grads } = problem;
   const dtype = problem.dtype as Stored;
+  const sinks = grads?.sink === true;
   m.func(
     'delta',
     PHASE,
     (f, a) => {
+      const v = new Vectors(f, { ...shape, lanes: 4 });
       const more = f.let(PARAMS.i32(a.params, 'more'), 'more');
       const head = f.let(i32.add(BACKWARD.i32(more, 'heads'), i32.mul(a.index, HEAD.bytes)), 'head');
       const field = (name: Parameters<typeof HEAD.i32>[1]) => f.let(HEAD.i32(head, name), name);
-      const [out, dOut, lse, dLse] = [field('out'), field('dOut'), field('lse'), field('dLse')];
-      const [base2, delta, lenQ] = [field('base2'), field('delta'), field('lenQ')];
-      const stride = f.let(PARAMS.i32(a.params, 'strideOut'), 'stride');
-      const one = new Vectors(f, { ...shape, lanes: 4 });
-      const sinks = grads?.sink === true;
-      const logit = sinks ? f.let(f32.load(i32.add(PARAMS.i32(a.params, 'sink'), i32.mul(field('h'), 4)))) : null;
-      const total = f.let(f32Const(0), 'total');
-      f.for(0, lenQ, 1, (q) => {
-        const at = f.let(i32.mul(q, stride), 'at');
-        const [x, y] = [f.let(i32.add(out, at), 'x'), f.let(i32.add(dOut, at), 'y')];
-        const sum = f.let(ints(0), 'sum');
-        const term = (): V128 => f32x4.mul(loadFour(f, dtype, x), loadFour(f, dtype, y));
-        f.for(0, Dv >> 2, 1, () => {
-          f.set(sum, f32x4.add(sum, term()));
-          for (const p of [x, y]) f.bump(p, 4 * BYTES[dtype]);
-        });
-        if (Dv % 4 > 0) f.set(sum, f32x4.add(sum, v128.and(term(), firstLanes(Dv % 4))));
-        const lane = (i: number) => f32x4.extract_lane(sum, i);
-        const value = f.let(f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3))), 'value');
-        const offset = i32.mul(q, 4);
-        f.if(dLse, () => f.set(value, f32.sub(value, f32.load(i32.add(dLse, offset)))));
-        f.do(f32.store(i32.add(delta, offset), value));
-        const natural = f.let(f32.load(i32.add(lse, offset)), 'natural');
-        const nothing = f32.eq(natural, Number.NEGATIVE_INFINITY);
-        const shown = f.let(select(nothing, f32Const(Number.POSITIVE_INFINITY), natural), 'shown');
-        f.do(f32.store(i32.add(base2, offset), f32.mul(shown, LOG2E)));
-        if (logit) {
-          const weight = exp2Negative(one, one.splat(f32.mul(f32.sub(logit, shown), LOG2E)));
-          f.set(total, f32.sub(total, f32.mul(f32x4.extract_lane(weight[0], 0), value)));
-        }
+      const [lse, dLse, rowLse, delta] = [field('lse'), field('dLse'), field('rowLse'), field('delta')];
+      const lenQ = field('lenQ');
+      const stride = PARAMS.i32(a.params, 'strideOut');
+      const logit = sinks ? v.splat(f32.load(i32.add(PARAMS.i32(a.params, 'sink'), i32.mul(field('h'), 4)))) : null;
+      const total = f.let(ints(0), 'total');
+      forFourRows(f, [field('out'), field('dOut')], stride, lenQ, (row, [out, dOut]) => {
+        const [sum] = v.map((x) => x, [ints(0)]);
+        const columns = (count: number): void => {
+          const [x, y] = [out, dOut].map((four) =>
+            transpose4(
+              f,
+              four.map((at) => f.let(loadFour(f, dtype, at))),
+            ),
+          );
+          for (let i = 0; i < count; i++) f.set(sum, v.madd(y[i], x[i], sum));
+          for (const at of [...out, ...dOut]) f.bump(at, 4 * BYTES[dtype]);
+        };
+        f.for(0, Dv >> 2, 1, () => columns(4));
+        if (Dv % 4 > 0) columns(Dv % 4);
+        const offset = f.let(i32.mul(row, 4), 'offset');
+        f.if(dLse, () => f.set(sum, f32x4.sub(sum, v128.load(i32.add(dLse, offset)))));
+        f.do(v128.store(i32.add(delta, offset), sum));
+        const natural = f.let(v128.load(i32.add(lse, offset)), 'natural');
+        const nothing = f32x4.eq(natural, floats(Number.NEGATIVE_INFINITY));
+        const shown = f.let(v128.bitselect(floats(Number.POSITIVE_INFINITY), natural, nothing), 'shown');
+        f.do(v128.store(i32.add(rowLse, offset), shown));
+        if (logit === null) return;
+        const [weight] = exp2Negative(
+          v,
+          v.map((x, y) => f32x4.mul(f32x4.sub(x, y), floats(LOG2E)), logit, [shown]),
+        );
+        const inside = i32x4.lt_s(iota(v, row)[0], i32x4.splat(lenQ));
+        f.set(total, f32x4.sub(total, v128.and(f32x4.mul(weight, sum), inside)));
       });
-      if (logit) f.do(f32.store(field('sinkPart'), total));
+      if (sinks) f.do(f32.store(field('sinkPart'), sumLanes(total)));
       if (dqRow > 0) {
         const part = BACKWARD.i32(more, 'partBytes');
-        const splits = f.let(BACKWARD.i32(more, 'splits'), 'splits');
         const dq = field('dq');
-        f.for(0, splits, 1, () => {
+        f.for(0, f.let(BACKWARD.i32(more, 'splits'), 'splits'), 1, () => {
           emitClear(f, dq, i32.mul(lenQ, dqRow));
           f.bump(dq, part);
         });
@@ -79,6 +82,35 @@ export function emitDelta(m: ModuleBuilder, problem: Problem, shape: Shape, dqRo
     true,
   );
 }
+
+/** Rows four at a time; the addresses of rows past the end are those of the last. */
+function forFourRows(
+  f: FuncBuilder,
+  tensors: readonly Local<'i32'>[],
+  stride: I32,
+  rows: Local<'i32'>,
+  body: (row: Local<'i32'>, addresses: Local<'i32'>[][]) => void,
+): void {
+  const last = f.let(i32.sub(rows, 1), 'last');
+  f.for(
+    0,
+    rows,
+    4,
+    (row) => {
+      const offsets = [0, 1, 2, 3].map((i) => f.let(i32.mul(minimum(f, i32.add(row, i), last), stride), 'at'));
+      body(
+        row,
+        tensors.map((start) => offsets.map((at) => f.let(i32.add(start, at), 'row'))),
+      );
+    },
+    'row',
+  );
+}
+
+const sumLanes = (x: V128): F32 => {
+  const lane = (i: number) => f32x4.extract_lane(x, i);
+  return f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
+};
 
 /** Phase `sum_dq`, an item a query head: parts of dq added in order, and stored. @param row elements of a part's row. */
 export function emitSumDq(m: ModuleBuilder, problem: Problem, row: number): void {
@@ -93,7 +125,7 @@ export function emitSumDq(m: ModuleBuilder, problem: Problem, row: number): void
       const partBytes = f.let(BACKWARD.i32(more, 'partBytes'), 'partBytes');
       const from = f.let(HEAD.i32(head, 'dq'), 'from');
       const to = f.let(HEAD.i32(head, 'dqOut'), 'to');
-      const piece = (x: import('../asm/func.ts').Local<'i32'>, y: typeof x, count: number): void => {
+      const piece = (x: Local<'i32'>, y: Local<'i32'>, count: number): void => {
         const sum = f.let(v128.load(x), 'sum');
         const part = f.let(x, 'part');
         f.for(1, splits, 1, () => {

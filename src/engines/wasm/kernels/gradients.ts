@@ -2,6 +2,7 @@
  * Between the products of backward, for one block of queries against one group of keys, whose lanes are keys: weights from
  * scores and lse, dropout, and gradients of scores. Buffers are [queries][lanes] f32.
  */
+import { LOG2E } from '../../../core/math.ts';
 import type { F32 } from '../../../mods/expr.ts';
 import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
@@ -38,13 +39,12 @@ function positions(v: Vectors, a: Block): Positions {
   };
 }
 
-/** (BLOCK, s, p): weights p = 2^(slope * score - lse) from raw scores s, 0 where the mask hides. */
+/** (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. */
 export function emitWeights(m: ModuleBuilder, name: string, shape: Shape, { mod, mask, sides }: Expressions): Callable {
   return m.func(name, { ...BLOCK, s: 'i32', p: 'i32' }, (f, a) => {
     const v = new Vectors(f, shape);
-    const slope = v.splat(PARAMS.f32(a.params, 'slope'));
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
-    const lse = f.let(i32.add(HEAD.i32(a.head, 'base2'), i32.mul(a.q0, 4)), 'lse');
+    const lse = f.let(i32.add(HEAD.i32(a.head, 'rowLse'), i32.mul(a.q0, 4)), 'lse');
     const at = positions(v, a);
     const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
     const emit = loopOver(v, roots, 'kv', at, sideReader(f, a.params, sides));
@@ -54,11 +54,15 @@ export function emitWeights(m: ModuleBuilder, name: string, shape: Shape, { mod,
       let score: Vec = mod ? asVec(v, values[0]) : raw;
       if (mask) score = masked(v, score, values[values.length - 1]);
       const shift = v.splat(f32.neg(f32.load(lse)));
+      // Natural until the difference is taken: a large score and its lse must cancel before anything rounds.
+      const distance = mod
+        ? v.map((x, y) => f32x4.add(x, y), score, shift)
+        : v.map((x, c, y) => v.madd(x, c, y), score, toScore, shift);
       v.store(
         a.p,
         exp2Negative(
           v,
-          v.map((x, c, y) => v.madd(x, c, y), score, slope, shift),
+          v.map((x) => f32x4.mul(x, floats(LOG2E)), distance),
         ),
       );
       f.bump(a.s, v.bytes);

@@ -263,11 +263,17 @@ export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group
     const v = new Vectors(f, shape);
     const sum = v.load(a.group, group.sum);
     const seen = v.map((x) => f32x4.ne(x, floats(0)), sum);
-    const max = v.map((x, c) => f32x4.mul(x, c), v.load(a.group, group.max), v.splat(a.toScore));
+    const toScore = v.map((x) => x, v.splat(a.toScore));
+    const max = v.load(a.group, group.max);
     const factor = v.splat(a.keepScale);
     const numerator = v.map((x) => x, factor);
     f.if(a.sink, () => {
       const logit = v.splat(f32.load(a.sink));
+      v.set(
+        max,
+        v.map((x, c) => f32x4.mul(x, c), max, toScore),
+      );
+      v.set(toScore, v.repeat(floats(1)));
       const top = v.map((x, y) => f32x4.pmax(x, y), max, logit);
       const weight = (x: Vec): Vec =>
         exp2Negative(
@@ -285,7 +291,7 @@ export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group
       );
       v.set(max, top);
     });
-    const lse = v.map((x, y) => f32x4.add(x, y), max, log(v, sum));
+    const lse = v.map((x, c, y) => v.madd(x, c, y), max, toScore, log(v, sum));
     const nothing = floats(Number.NEGATIVE_INFINITY);
     v.store(
       a.group,
