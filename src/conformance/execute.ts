@@ -13,7 +13,8 @@ const SENTINEL = -1536;
 
 /** What an output holds before a run: NaN where results must come, the sentinel elsewhere. */
 function poison({ dtype, shape, covered }: Output): HostTensor {
-  const values = Float64Array.from(covered, (result) => (result ? Number.NaN : SENTINEL));
+  const values = new Float64Array(covered.length);
+  for (let i = 0; i < values.length; i++) values[i] = covered[i] === 1 ? Number.NaN : SENTINEL;
   return tensor(fromFloat64(dtype as FloatDType, values), shape, dtype);
 }
 

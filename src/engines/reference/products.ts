@@ -14,16 +14,8 @@ export function dots(
   at: number,
   single: boolean,
 ): void {
-  if (single) {
-    for (let j = 0; j < n; j++) {
-      let sum = 0;
-      for (let c = 0, r = j * d; c < d; c++) sum = Math.fround(sum + Math.fround(x[xAt + c] * rows[r + c]));
-      out[at + j] = sum;
-    }
-    return;
-  }
   let j = 0;
-  // Four rows share each element of x: about twice as fast as one dot product at a time.
+  // Four rows share each element of x and hide each other's latency: two to three times as fast as one dot product at a time.
   for (; j + 4 <= n; j += 4) {
     const r0 = j * d;
     const r1 = r0 + d;
@@ -33,21 +25,31 @@ export function dots(
     let s1 = 0;
     let s2 = 0;
     let s3 = 0;
-    for (let c = 0; c < d; c++) {
-      const xc = x[xAt + c];
-      s0 += xc * rows[r0 + c];
-      s1 += xc * rows[r1 + c];
-      s2 += xc * rows[r2 + c];
-      s3 += xc * rows[r3 + c];
-    }
+    if (single)
+      for (let c = 0; c < d; c++) {
+        const xc = x[xAt + c];
+        s0 = Math.fround(s0 + Math.fround(xc * rows[r0 + c]));
+        s1 = Math.fround(s1 + Math.fround(xc * rows[r1 + c]));
+        s2 = Math.fround(s2 + Math.fround(xc * rows[r2 + c]));
+        s3 = Math.fround(s3 + Math.fround(xc * rows[r3 + c]));
+      }
+    else
+      for (let c = 0; c < d; c++) {
+        const xc = x[xAt + c];
+        s0 += xc * rows[r0 + c];
+        s1 += xc * rows[r1 + c];
+        s2 += xc * rows[r2 + c];
+        s3 += xc * rows[r3 + c];
+      }
     out[at + j] = s0;
     out[at + j + 1] = s1;
     out[at + j + 2] = s2;
     out[at + j + 3] = s3;
   }
+  const round = single ? Math.fround : (y: number): number => y;
   for (; j < n; j++) {
     let sum = 0;
-    for (let c = 0, r = j * d; c < d; c++) sum += x[xAt + c] * rows[r + c];
+    for (let c = 0, r = j * d; c < d; c++) sum = round(sum + round(x[xAt + c] * rows[r + c]));
     out[at + j] = sum;
   }
 }
