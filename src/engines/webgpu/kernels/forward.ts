@@ -75,7 +75,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
 }
 
 function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
-  const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
+  const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps, rowMax === 'workgroup');
   return rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
 }
 
@@ -124,7 +124,12 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const store = declareStore(m, problem, out, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
-  m.workgroup('exchange', `array<f32, ${rowsOf(t) * t.ct}>`);
+  if (rowMax === 'workgroup') m.workgroup('exchange', `array<f32, ${rowsOf(t) * t.ct}>`);
+  /** Where invocation \`c\` of a row leaves a number for the others; P's place will do at the end, when P is done with. */
+  const slot = (row: string, c: string): string =>
+    rowMax === 'workgroup'
+      ? `exchange[(${row}) * ${t.ct}u + ${c}]`
+      : `arena[${at.p}u + (${row}) * ${at.pStride}u + ${c}].x`;
   const poison = problem.mask === null ? undefined : m.workgroup('poison', 'atomic<u32>');
 
   const scores = unroll2(t.tm, vs, (i, v) => {
@@ -187,8 +192,8 @@ ${unroll(t.tm, (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);\nvar m_${i} = ${
 ${declareSum(t, 'o', quadsV)}
 ${t.keep ? keepRows(t, at, q) : ''}
 ${overRuns(m, problem, 'q', { b: 'b', h: 'h', row: `q0 / ${rowsOf(t)}u`, blocks: `(lenK + ${t.cols - 1}u) / ${t.cols}u` }, block)}
-workgroupBarrier(); // the exchange's last readers are done
-${unroll(t.tm, (i) => `exchange[(r + ${t.rt * i}u) * ${t.ct}u + c] = l_${i};`)}
+workgroupBarrier(); // the last readers of P and of the exchange are done
+${unroll(t.tm, (i) => `${slot(`r + ${t.rt * i}u`, 'c')} = l_${i};`)}
 workgroupBarrier(); // partial sums are visible
 ${unroll(t.tm, (i) => epilogue(i))}`;
 
@@ -204,7 +209,7 @@ m_${i} = top;`
     const [lb, lh, ls] = [m.param('lse_b'), m.param('lse_h'), m.param('lse_s')];
     return `{
 var sum = 0.0;
-for (var j = 0u; j < ${t.ct}u; j++) { sum += exchange[(r + ${t.rt * i}u) * ${t.ct}u + j]; }
+for (var j = 0u; j < ${t.ct}u; j++) { sum += ${slot(`r + ${t.rt * i}u`, 'j')}; }
 let attended = m_${i} > ${START};
 var factor = 1.0;
 ${sink}

@@ -103,7 +103,7 @@ function bufferType(dtype: FloatDType, vector: boolean, write: boolean): string 
 
 /**
  * Declares `ld_<name>(row, quad) -> vec4<f32>`: elements 4 quad .. 4 quad + 3 of a row, zero past the row's width and for
- * rows at or past `limit` (a module variable or literal).
+ * rows at or past `limit` (u32 code, at least 1 when called).
  */
 export function declareLoad(m: ModuleBuilder, problem: Problem, t: RowTensor, limit: string): string {
   const { dtype } = problem;
@@ -112,15 +112,18 @@ export function declareLoad(m: ModuleBuilder, problem: Problem, t: RowTensor, li
   const quads = quadsOf(problem, t.family);
   const address = rowAddress(m, problem, t);
   const name = `ld_${t.name}`;
-  const head = `fn ${name}(row: u32, quad: u32) -> vec4<f32> {
-  if (row >= ${limit} || quad >= ${quads}u) { return vec4<f32>(0.0); }
+  // Clamped rather than branched around, so that the loads of a stage are all under way before the first is waited for.
+  const head = `fn ${name}(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < ${limit} && quad_ < ${quads}u;
+  let row = min(row_, ${limit} - 1u);
+  let quad = min(quad_, ${quads - 1}u);
   let at = ${address}`;
   if (vector) {
     const word = `${buffer}[(at >> 2u) + quad]`;
     const unpack = dtype === 'f32' ? word : dtype === 'f16' ? `tw_f16(${word})` : `tw_bf16(${word})`;
     if (dtype === 'f16') m.fn('tw_f16', F16);
     if (dtype === 'bf16') m.fn('tw_bf16', BF16);
-    return m.fn(name, `${head};\n  return ${unpack};\n}`);
+    return m.fn(name, `${head};\n  return select(vec4<f32>(0.0), ${unpack}, inside);\n}`);
   }
   const width = widthOf(problem, t.family);
   const element = (i: number): string => {
@@ -135,7 +138,11 @@ export function declareLoad(m: ModuleBuilder, problem: Problem, t: RowTensor, li
   };
   return m.fn(
     name,
-    `${head} + quad * 4u;\n  var x = vec4<f32>(0.0);\n${[0, 1, 2, 3].map(element).join('\n')}\n  return x;\n}`,
+    `${head} + quad * 4u;
+  var x = vec4<f32>(0.0);
+${[0, 1, 2, 3].map(element).join('\n')}
+  return select(vec4<f32>(0.0), x, inside);
+}`,
   );
 }
 

@@ -94,46 +94,60 @@ export interface Source {
   readonly quads: number;
 }
 
-/** for-loop in which the workgroup visits `count` items; `body` sees the item as `i`. */
-function spread(t: Tile, count: number, body: string): string {
+/** Vectors an invocation has on their way from slow memory at once; more would cost registers that accumulators need. */
+const IN_FLIGHT = 8;
+
+/**
+ * The workgroup copies `count` vectors: `load(i)` is code for item i's value, `put(i, x)` stores it. Every invocation asks for
+ * several before it stores the first, because a load takes as long as hundreds of multiply-adds.
+ */
+function stage(t: Tile, count: number, load: (i: string) => string, put: (i: string, x: string) => string): string {
   const n = threadsOf(t);
-  if (count <= n)
-    return count === n ? `{\nlet i = tid;\n${body}\n}` : `if (tid < ${count}u) {\nlet i = tid;\n${body}\n}`;
-  return `for (var i = tid; i < ${count}u; i += ${n}u) {\n${body}\n}`;
+  const lines: string[] = [];
+  for (let first = 0; first < ceilDiv(count, n); first += IN_FLIGHT) {
+    const batch = Array.from({ length: Math.min(IN_FLIGHT, ceilDiv(count, n) - first) }, (_, k) => first + k);
+    const item = (k: number): string => (k === 0 ? 'tid' : `tid + ${k * n}u`);
+    const ragged = (k: number): boolean => (k + 1) * n > count;
+    lines.push(
+      '{',
+      ...batch.map((k) => `let i_${k} = ${ragged(k) ? `min(${item(k)}, ${count - 1}u)` : item(k)};`),
+      ...batch.map((k) => `let x_${k} = ${load(`i_${k}`)};`),
+      ...batch.map((k) => {
+        const store = put(`i_${k}`, `x_${k}`);
+        return ragged(k) ? `if (${item(k)} < ${count}u) {\n${store}\n}` : store;
+      }),
+      '}',
+    );
+  }
+  return lines.join('\n');
 }
 
 /** Copies A's rows [first, first + rows) into the arena, whole. No barrier. */
 export function keepRows(t: Tile, at: Places, a: Source): string {
-  const quads = keptQuads(t, a.quads);
-  return spread(
-    t,
-    rowsOf(t) * quads,
-    `let row = i / ${quads}u;\nlet quad = i % ${quads}u;
-arena[${at.a}u + row * ${at.aStride}u + quad] = ${a.load}(${a.first} + row, quad);`,
-  );
+  return copyRows(t, at, a, keptQuads(t, a.quads), '0u');
 }
 
-function stageRows(t: Tile, at: Places, a: Source, start: string): string {
-  return spread(
+function copyRows(t: Tile, at: Places, a: Source, quads: number, start: string): string {
+  return stage(
     t,
-    rowsOf(t) * t.depth,
-    `let row = i / ${t.depth}u;\nlet quad = i % ${t.depth}u;
-arena[${at.a}u + row * ${at.aStride}u + quad] = ${a.load}(${a.first} + row, ${start} + quad);`,
+    rowsOf(t) * quads,
+    (i) => `${a.load}(${a.first} + ${i} / ${quads}u, ${start} + ${i} % ${quads}u)`,
+    (i, x) => `arena[${at.a}u + (${i} / ${quads}u) * ${at.aStride}u + ${i} % ${quads}u] = ${x};`,
   );
 }
 
 /** Column j = 4 c + e + 4 ct v is kept in slot (4 v + e) ct + c, so that invocations c, c + 1, ... read neighbouring slots. */
-function stageCols(t: Tile, at: Places, b: Source, start: string): string {
+function copyCols(t: Tile, at: Places, b: Source, start: string): string {
   const wide = 4 * t.ct;
-  const slot =
+  const slot = (j: string): string =>
     colQuads(t) === 1
-      ? `(j & 3u) * ${t.ct}u + (j >> 2u)`
-      : `((j / ${wide}u) * 4u + (j & 3u)) * ${t.ct}u + ((j % ${wide}u) >> 2u)`;
-  return spread(
+      ? `((${j}) & 3u) * ${t.ct}u + ((${j}) >> 2u)`
+      : `(((${j}) / ${wide}u) * 4u + ((${j}) & 3u)) * ${t.ct}u + (((${j}) % ${wide}u) >> 2u)`;
+  return stage(
     t,
     t.cols * t.depth,
-    `let j = i / ${t.depth}u;\nlet quad = i % ${t.depth}u;
-arena[${at.b}u + (${slot}) * ${at.bStride}u + quad] = ${b.load}(${b.first} + j, ${start} + quad);`,
+    (i) => `${b.load}(${b.first} + ${i} / ${t.depth}u, ${start} + ${i} % ${t.depth}u)`,
+    (i, x) => `arena[${at.b}u + (${slot(`${i} / ${t.depth}u`)}) * ${at.bStride}u + ${i} % ${t.depth}u] = ${x};`,
   );
 }
 
@@ -157,8 +171,8 @@ ${unroll2(vs, 4, (v, e) => `${acc}_${i}_${v} = fma(vec4<f32>(a_${i}.${XYZW[e]}),
 )}
 }`;
   const step = `workgroupBarrier(); // what was read start this place before is done with
-${kept ? '' : stageRows(t, at, a, 'start')}
-${stageCols(t, at, b, 'start')}
+${kept ? '' : copyRows(t, at, a, t.depth, 'start')}
+${copyCols(t, at, b, 'start')}
 workgroupBarrier(); // staged rows are visible
 ${product}`;
   return `${unroll2(t.tm, vs, (i, v) => `var ${acc}_${i}_${v} = vec4<f32>(0.0);`)}
@@ -192,17 +206,15 @@ export function accumulate(t: Tile, at: Places, sum: string, x: Source, options:
   const ns = outQuads(t, x.quads);
   const stride = t.ct * ns;
   const { poison, partial = 'true' } = options;
-  const staged = `arena[${at.x}u + i] = x;`;
-  const stage = spread(
+  const raise = (x: string): string =>
+    poison === undefined
+      ? ''
+      : `\nif (${partial} && any((bitcast<vec4<u32>>(${x}) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&${poison}, 1u); }`;
+  const copy = stage(
     t,
     t.span * stride,
-    `let x = ${x.load}(${x.first} + start + i / ${stride}u, i % ${stride}u);
-${staged}${
-  poison === undefined
-    ? ''
-    : `
-if (${partial} && any((bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&${poison}, 1u); }`
-}`,
+    (i) => `${x.load}(${x.first} + start + ${i} / ${stride}u, ${i} % ${stride}u)`,
+    (i, value) => `arena[${at.x}u + ${i}] = ${value};${raise(value)}`,
   );
   const p = (i: number): string => `arena[${at.p}u + (r + ${t.rt * i}u) * ${at.pStride}u + (start >> 2u) + j]`;
   const fast = `for (var j = 0u; j < ${t.span / 4}u; j++) {
@@ -227,7 +239,7 @@ ${unroll(ns, (n) => `${sum}_${i}_${n} = fma(vec4<f32>(p_${i}), x_${n}, ${sum}_${
 }`;
   const product = poison === undefined ? fast : `if (atomicLoad(&${poison}) != 0u) {\n${careful}\n} else {\n${fast}\n}`;
   const step = `workgroupBarrier(); // this place's last readers are done
-${stage}
+${copy}
 workgroupBarrier(); // P and the staged rows are visible
 ${product}`;
   return t.span === t.cols

@@ -6,22 +6,21 @@ import { type PlaceOptions, placesOf, type Tile, threadsOf } from './tile.ts';
 
 export type TileConfig = Tile & { readonly keep: boolean } & Config;
 
-/** Bytes of workgroup memory of a tile, the row exchange of the softmax included. */
-export function workgroupBytes(t: TileConfig, place: PlaceOptions): number {
-  const exchange = t.rt * t.tm * t.ct * 4;
-  return placesOf(t, place).size * 16 + exchange + 16;
-}
+/** Bytes of workgroup memory of a tile: the arena, a number a row and column of invocations when they exchange, one flag. */
+export const workgroupBytes = (t: TileConfig, place: PlaceOptions, exchange: boolean): number =>
+  placesOf(t, place).size * 16 + (exchange ? t.rt * t.tm * t.ct * 4 : 0) + 16;
 
-export const fits = (t: TileConfig, place: PlaceOptions, caps: WebGpuCaps): boolean =>
-  threadsOf(t) <= caps.invocations && workgroupBytes(t, place) <= caps.workgroupMemory;
+export const fits = (t: TileConfig, place: PlaceOptions, caps: WebGpuCaps, exchange = true): boolean =>
+  threadsOf(t) <= caps.invocations && workgroupBytes(t, place, exchange) <= caps.workgroupMemory;
 
 /** The tiles whose arithmetic a kernel has been tuned for, widest first; the last fits the smallest device there is. */
 export function tileConfigs(
   candidates: readonly TileConfig[],
   place: (t: TileConfig) => PlaceOptions,
   caps: WebGpuCaps,
+  exchange: boolean,
 ): TileConfig[] {
-  return candidates.filter((t) => fits(t, place(t), caps));
+  return candidates.filter((t) => fits(t, place(t), caps, exchange));
 }
 
 export const tile = (
