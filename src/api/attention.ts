@@ -55,12 +55,12 @@ export async function attention(
   v: EngineTensor,
   options?: ForwardOptions<EngineTensor>,
 ): Promise<AttentionResult<EngineTensor>>;
-export async function attention(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  options?: ForwardOptions,
-): Promise<AttentionResult<Tensor>>;
+export async function attention<T extends Tensor>(
+  q: T,
+  k: T,
+  v: T,
+  options?: ForwardOptions<T>,
+): Promise<AttentionResult<T>>;
 export async function attention(
   q: Tensor,
   k: Tensor,

@@ -41,11 +41,11 @@ export async function attentionDecode(
   cache: KvCache,
   options?: DecodeOptions<EngineTensor>,
 ): Promise<AttentionResult<EngineTensor>>;
-export async function attentionDecode(
-  q: Tensor,
+export async function attentionDecode<T extends Tensor>(
+  q: T,
   cache: KvCache,
-  options?: DecodeOptions,
-): Promise<AttentionResult<Tensor>>;
+  options?: DecodeOptions<T>,
+): Promise<AttentionResult<T>>;
 export async function attentionDecode(
   q: Tensor,
   cache: KvCache,

@@ -72,12 +72,12 @@ export async function attentionWithGrads(
   v: EngineTensor,
   options?: GradOptions,
 ): Promise<AttentionWithGrads<EngineTensor>>;
-export async function attentionWithGrads(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
+export async function attentionWithGrads<T extends Tensor>(
+  q: T,
+  k: T,
+  v: T,
   options?: GradOptions,
-): Promise<AttentionWithGrads<Tensor>>;
+): Promise<AttentionWithGrads<T>>;
 export async function attentionWithGrads(
   q: Tensor,
   k: Tensor,

@@ -50,12 +50,12 @@ export async function scaledDotProductAttention(
   value: EngineTensor,
   options?: SdpaOptions,
 ): Promise<EngineTensor>;
-export async function scaledDotProductAttention(
-  query: Tensor,
-  key: Tensor,
-  value: Tensor,
+export async function scaledDotProductAttention<T extends Tensor>(
+  query: T,
+  key: T,
+  value: T,
   options?: SdpaOptions,
-): Promise<Tensor>;
+): Promise<T>;
 export async function scaledDotProductAttention(
   query: Tensor,
   key: Tensor,
