@@ -59,8 +59,8 @@ export function memoryChart(rows: readonly SweepRow[], budget: number): Chart {
         most.set(n, Math.max(most.get(n) ?? 0, bytes));
     return [...most];
   };
-  const refused = rows.flatMap(({ task, standard, matrices }) =>
-    task.causal && standard.kind === 'refused' ? [[task.n, matrices] as const] : [],
+  const refused = rows.flatMap(({ task, standard }) =>
+    task.causal && standard.kind === 'refused' ? [[task.n, task.matrices] as const] : [],
   );
   const last = at('standard', 'forward').slice(-1);
   const lines: Line[] = [

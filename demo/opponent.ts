@@ -13,6 +13,8 @@ export interface Standard {
   readonly backward: boolean;
   /** Longest sequence worth waiting for. */
   readonly longest: number;
+  /** How many times longer than Tilewise it is expected to take: for the time left, nothing else. */
+  readonly slowness: number;
   readonly words: string;
 }
 
@@ -31,11 +33,12 @@ export async function openStandard(budget: number, threads: number | undefined):
       options: { prefer },
       backward: backward !== undefined,
       longest: Number.POSITIVE_INFINITY,
+      slowness: 3,
       words,
     };
   }
   await wasm.close();
   const engine = await openEngine('reference', { workspace: budget });
   const words = 'standard attention: plain JavaScript in float64, one thread';
-  return { engine, options: {}, backward: true, longest: 1024, words };
+  return { engine, options: {}, backward: true, longest: 1024, slowness: 50, words };
 }

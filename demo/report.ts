@@ -29,7 +29,7 @@ const STYLE = `
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 1200px; background: var(--page); color: var(--text);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; }
-p { max-width: 46rem; margin: .5rem 0; } .soft, figcaption { color: var(--soft); } figcaption { font-size: .9rem; margin-top: .5rem; }
+p { max-width: 58rem; margin: .5rem 0; } .soft, figcaption { color: var(--soft); } figcaption { font-size: .9rem; margin-top: .5rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .9rem; margin: 1.4rem 0; }
 .facts div { background: var(--card); border: 1px solid var(--faint); border-radius: 8px; padding: .8rem 1.1rem; flex: 1 1 13rem; }
 .facts b { display: block; font-size: 1.55rem; line-height: 1.3; font-weight: 650; } .facts span { color: var(--soft); font-size: .9rem; }
@@ -105,7 +105,7 @@ function headline({ real, rows }: ReportData): [value: string, what: string][] {
   const scratch = longest && measured(longest.tilewise, 'forward')?.scratch;
   if (longest !== undefined && scratch !== undefined) {
     const refused = longest.standard.kind === 'refused' ? ', refused' : '';
-    const beside = `standard attention: ${bytes(longest.matrices)}${refused}`;
+    const beside = `standard attention: ${bytes(longest.task.matrices)}${refused}`;
     facts.push([bytes(scratch), `beyond inputs and output at N = ${longest.task.n}; ${beside}`]);
   }
   return facts;

@@ -1,11 +1,12 @@
 /** Sequence lengths, full and causal, Tilewise beside standard attention. */
-import { explain } from '../src/api/explain.ts';
 import type { AttentionOptions } from '../src/api/options.ts';
+import { createRequest } from '../src/api/request.ts';
 import { type Measurement, measure } from '../src/cli/measure.ts';
 import { randomTensor } from '../src/cli/shapes.ts';
-import { progress } from '../src/cli/terminal.ts';
+import { milliseconds, progress } from '../src/cli/terminal.ts';
 import type { HostTensor } from '../src/core/tensor.ts';
 import type { Engine } from '../src/engine/contract.ts';
+import { flopsOf, standardCost } from '../src/problem/cost.ts';
 import type { Standard } from './opponent.ts';
 
 const H = 8;
@@ -17,8 +18,12 @@ export interface SweepTask {
   readonly grads: boolean;
   /** Seconds to repeat a pass for. */
   readonly repeat: number;
-  /** Seconds expected for each side, repetitions included. */
-  readonly expected: number;
+  /** Seconds that each side is expected to take, repetitions included; 0 for a side that will not run. */
+  readonly expected: { readonly tilewise: number; readonly standard: number };
+  /** Bytes that standard attention's N x N matrices take. */
+  readonly matrices: number;
+  /** Why standard attention will not run, or null. */
+  readonly without: Outcome | null;
 }
 
 /** What one side came to: measured, or the reason why not. */
@@ -32,69 +37,69 @@ export interface SweepRow {
   readonly task: SweepTask;
   readonly tilewise: Outcome;
   readonly standard: Outcome;
-  /** Bytes that standard attention's N x N matrices take. */
-  readonly matrices: number;
 }
 
 export interface SweepSettings {
   readonly engine: Engine;
   readonly standard: Standard;
-  /** Bytes of N x N matrices that standard attention may have. */
-  readonly budget: number;
-  /** FLOP/s that forward was measured at. */
-  readonly rate: number;
   /** performance.now() after which no task may be expected to end. */
   readonly deadline: number;
 }
 
-/** Lengths from short to long; the longest forward alone. `rate` in FLOP/s turns work into expected seconds. */
-export function planSweep(quick: boolean, rate: number): SweepTask[] {
+/**
+ * Lengths from short to long; the longest forward alone.
+ *
+ * @param rate FLOP/s that Tilewise's forward was measured at: turns work into expected seconds.
+ * @param budget Bytes of N x N matrices that standard attention may have.
+ */
+export function planSweep(quick: boolean, rate: number, standard: Standard, budget: number): SweepTask[] {
   const lengths = quick ? [128, 512, 1024, 4096, 16384] : [128, 512, 1024, 4096, 16384, 65536];
   const repeat = quick ? 0.3 : 1;
   return lengths.flatMap((n) =>
-    [true, false].map((causal) => {
+    [true, false].map((causal): SweepTask => {
       const grads = n < lengths[lengths.length - 1];
-      const once = (4 * H * n * n * D * (causal ? 0.5 : 1)) / rate;
+      const shape = { dtype: 'f32', shape: [1, H, n, D] } as const;
+      const { problem } = createRequest(shape, shape, shape, { causal }, null);
+      const matrices = standardCost(problem).workspace;
+      const without: Outcome | null =
+        matrices > budget ? { kind: 'refused' } : n > standard.longest ? { kind: 'left out', why: 'too slow' } : null;
+      const once = flopsOf(problem, 'forward') / rate;
       const passes = grads ? [once, 2.5 * once] : [once];
-      const expected = passes.reduce((sum, s) => sum + s + (s < repeat ? repeat : 0), 0.05);
-      return { n, causal, grads, repeat, expected };
+      const seconds = (slowness: number): number =>
+        passes.reduce((sum, s) => sum + s * slowness + (s * slowness < repeat ? repeat : 0), 0.05);
+      const expected = { tilewise: seconds(1), standard: without === null ? seconds(standard.slowness) : 0 };
+      return { n, causal, grads, repeat, expected, matrices, without };
     }),
   );
 }
 
 export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings): Promise<SweepRow[]> {
-  const { engine, standard, budget } = settings;
+  const { engine, standard } = settings;
   const bar = progress('');
-  const total = tasks.reduce((sum, t) => sum + 2 * t.expected, 0);
+  const total = tasks.reduce((sum, { expected }) => sum + expected.tilewise + expected.standard, 0);
   const rows: SweepRow[] = [];
   let done = 0;
   try {
     for (const task of tasks) {
-      const { n, causal, grads } = task;
-      const data = inputs(n);
-      const options: AttentionOptions = { causal };
-      const what = `N = ${n} ${causal ? 'causal' : 'full'}`;
-      const run = async (on: Engine, more: object, withGrads: boolean, who: string): Promise<Outcome> => {
-        const onProgress = (share: number): void =>
-          bar.update((done + share * task.expected) / total, `${who} ${what}`);
+      const what = `N = ${task.n} ${task.causal ? 'causal' : 'full'}`;
+      const data = inputs(task.n);
+      const run = async (who: 'tilewise' | 'standard', on: Engine, more: AttentionOptions, grads: boolean) => {
+        const seconds = task.expected[who];
+        const left = (settings.deadline - performance.now()) / 1000;
+        const why = `about ${Math.ceil(seconds)} s, ${Math.max(0, Math.floor(left))} s left`;
+        if (seconds > left) return { kind: 'left out', why } as const;
+        const onProgress = (share: number): void => bar.update((done + share * seconds) / total, `${who} ${what}`);
         onProgress(0);
-        const call = { ...data, options: { ...options, ...more }, grads: withGrads };
-        return { kind: 'measured', result: await measure(on, call, { seconds: task.repeat, onProgress }) };
+        const call = { ...data, options: { causal: task.causal, ...more }, grads };
+        return { kind: 'measured', result: await measure(on, call, { seconds: task.repeat, onProgress }) } as const;
       };
-      const late = tooLate(task, settings);
-      const tilewise: Outcome = late ?? (await run(engine, {}, grads, 'tilewise'));
-      done += task.expected;
-      const matrices = await matrixBytes(data, options, engine);
-      let theirs: Outcome;
-      if (matrices > budget) theirs = { kind: 'refused' };
-      else if (n > standard.longest) theirs = { kind: 'left out', why: 'too slow' };
-      else
-        theirs =
-          late ??
-          tooLate(task, settings) ??
-          (await run(standard.engine, standard.options, grads && standard.backward, 'standard'));
-      done += task.expected;
-      rows.push({ task, tilewise, standard: theirs, matrices });
+      const tilewise: Outcome = await run('tilewise', engine, {}, task.grads);
+      done += task.expected.tilewise;
+      const { options, backward } = standard;
+      const theirs = task.without ?? (await run('standard', standard.engine, options, task.grads && backward));
+      done += task.expected.standard;
+      rows.push({ task, tilewise, standard: theirs });
+      bar.note(`${what}: ${summary(tilewise)}; standard ${summary(theirs)}`);
     }
   } finally {
     bar.stop();
@@ -102,15 +107,13 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
   return rows;
 }
 
-function tooLate({ expected }: SweepTask, { deadline }: SweepSettings): Outcome | null {
-  const left = (deadline - performance.now()) / 1000;
-  if (expected <= left) return null;
-  return { kind: 'left out', why: `about ${Math.ceil(expected)} s, ${Math.max(0, Math.floor(left))} s left` };
-}
-
-/** Bytes of the N x N matrices that standard attention would hold. */
-async function matrixBytes({ q, k, v }: Inputs, options: AttentionOptions, engine: Engine): Promise<number> {
-  return (await explain(q, k, v, { ...options, engine })).plan.standard.workspace;
+function summary(o: Outcome): string {
+  if (o.kind === 'refused') return 'refused';
+  if (o.kind === 'left out') return `left out (${o.why})`;
+  const { forward, backward } = o.result;
+  const both = [`forward ${milliseconds(forward.median)} ms`];
+  if (backward !== null) both.push(`backward ${milliseconds(backward.median)} ms`);
+  return both.join(', ');
 }
 
 interface Inputs {

@@ -33,13 +33,13 @@ export function realRows({ tilewise, standard }: Real): TextTable {
 }
 
 export function sweepRows(rows: readonly SweepRow[]): TextTable {
-  const body = rows.flatMap(({ task, tilewise, standard, matrices }) =>
+  const body = rows.flatMap(({ task, tilewise, standard }) =>
     (task.grads ? (['forward', 'backward'] as const) : (['forward'] as const)).map((pass) => [
       String(task.n),
       task.causal ? 'causal' : 'full',
       pass,
       ...outcome(tilewise, pass, ''),
-      ...outcome(standard, pass, mebibytes(matrices)).slice(0, 3),
+      ...outcome(standard, pass, mebibytes(task.matrices)).slice(0, 3),
       ratio(measured(tilewise, pass), measured(standard, pass)),
     ]),
   );

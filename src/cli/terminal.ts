@@ -69,13 +69,16 @@ export function count(x: number): string {
 export interface Progress {
   /** The finished share, 0 to 1. */
   update(share: number, what?: string): void;
+  /** A line that stays, above the moving one; also where nothing moves. */
+  note(line: string): void;
   /** Removes the line. Calling it twice is allowed. */
   stop(): void;
 }
 
-/** A bar on standard error with the time left; nothing at all when standard error is no terminal. */
+/** A bar on standard error with the time left; notes alone when standard error is no terminal. */
 export function progress(what: string): Progress {
-  if (!process.stderr.isTTY) return { update: () => {}, stop: () => {} };
+  const write = (text: string): void => void process.stderr.write(text);
+  if (!process.stderr.isTTY) return { update: () => {}, note: (line) => write(`${line}\n`), stop: () => {} };
   const bar = new cliProgress.SingleBar({
     format: '{bar} {percentage}% | {eta_formatted} left | {what}',
     stream: process.stderr,
@@ -90,6 +93,8 @@ export function progress(what: string): Progress {
   let running = true;
   return {
     update: (share, now) => bar.update(Math.round(share * 1000), now === undefined ? {} : { what: now }),
+    // The moving line is drawn again at the next update.
+    note: (line) => write(`\r\x1b[2K${line}\n`),
     stop: () => {
       if (running) bar.stop();
       running = false;
