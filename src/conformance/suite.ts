@@ -11,7 +11,7 @@ import type { Case } from './cases.ts';
 import { checkSameBits, checkUntouched, type Outputs, type Results, Run } from './execute.ts';
 import { SKIPS, type Skip } from './skips.ts';
 import { type Inputs, instantiate, outputsOf } from './spec.ts';
-import { judge, scalesOf } from './tolerance.ts';
+import { type Floor, floorOf, judge } from './tolerance.ts';
 
 /** What one pass of a case came to. */
 export interface CaseResult {
@@ -36,7 +36,7 @@ export interface CaseResult {
 interface Expected {
   readonly exact: Results;
   readonly standard: Results;
-  readonly scales: (name: string) => number;
+  readonly floor: Floor;
 }
 
 export interface RunCaseOptions {
@@ -104,7 +104,7 @@ async function attempt(
       try {
         const first = await run.pass(step);
         const second = await run.pass(step);
-        const verdict = judgeAll(problem, outputs[step.pass], second.results, expected);
+        const verdict = judgeAll(outputs[step.pass], second.results, expected);
         const message =
           checkSameBits(first.results, second.results) ?? guards(outputs[step.pass], second.results) ?? verdict.message;
         const { error, allowed } = verdict;
@@ -140,19 +140,11 @@ function guards(outputs: Outputs[Pass], results: Results): string | null {
   return null;
 }
 
-function judgeAll(problem: Problem, outputs: Outputs[Pass], results: Results, { exact, standard, scales }: Expected) {
+function judgeAll(outputs: Outputs[Pass], results: Results, { exact, standard, floor }: Expected) {
   let worst = { ok: true, error: 0, allowed: 0, message: null as string | null };
   let share = -1;
   for (const [name, output] of outputs) {
-    const verdict = judge(
-      name,
-      output,
-      results.get(name)!,
-      exact.get(name)!,
-      standard.get(name)!,
-      problem.dtype,
-      scales(name),
-    );
+    const verdict = judge(name, output, results.get(name)!, exact.get(name)!, standard.get(name)!, floor);
     const used =
       verdict.error === 0
         ? 0
@@ -200,7 +192,7 @@ async function expect(problem: Problem, inputs: Inputs, outputs: Outputs, nan: b
   for (const [name, { covered }] of [...outputs.forward, ...outputs.backward])
     if (exact.get(name)!.data.some((x, i) => covered[i] === 1 && Number.isNaN(x)) && !nan)
       throw new Error(`the oracle's ${name} holds NaN`);
-  return { exact, standard, scales: scalesOf(problem, inputs, exact) };
+  return { exact, standard, floor: floorOf(problem, inputs, exact) };
 }
 
 async function resultsOf(

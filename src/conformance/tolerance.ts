@@ -2,7 +2,7 @@
  * The precision rule: an engine's error against float64 is at most twice the error of standard attention computed in the same
  * storage type, plus a rounding floor; infinities and NaN are where float64 has them.
  */
-import { type FloatDType, toFloat64, UNIT_ROUNDOFF } from '../core/dtype.ts';
+import { toFloat64, UNIT_ROUNDOFF } from '../core/dtype.ts';
 import type { HostTensor } from '../core/tensor.ts';
 import type { Problem } from '../problem/problem.ts';
 import { eachRow, type Inputs, type Output } from './spec.ts';
@@ -22,60 +22,66 @@ const ERRORS_OF_STANDARD = 2;
 const STORED_STEPS = 2;
 const SUMMED_STEPS = 4;
 
+/** The rounding floor of an output, by its name and its largest element. */
+export type Floor = (name: string, largest: number) => number;
+
 /**
- * Sizes of the intermediates whose rounding reaches an output, by output name. Backward subtracts delta = rowsum(dOut * out) from
- * dP, and the two may cancel: what is left is only as good as one rounding of the terms of delta, whose root sum square this is.
+ * The floor counts roundoffs of the largest result, and in backward of two things more that no engine can avoid. It subtracts
+ * delta = rowsum(dOut * out) from dP, and the two may cancel: what is left is only as good as a rounding of the terms of delta, whose root
+ * sum square `delta` is. And it recomputes probabilities as exp(score - lse) from an lse stored in float32, so that each is off by a
+ * factor of roundoff * |lse|.
  *
  * @param exact the forward results in float64.
  */
-export function scalesOf(
-  problem: Problem,
-  inputs: Inputs,
-  exact: ReadonlyMap<string, HostTensor>,
-): (name: string) => number {
+export function floorOf(problem: Problem, inputs: Inputs, exact: ReadonlyMap<string, HostTensor>): Floor {
   const { dOut } = inputs;
-  if (dOut === null) return (name) => (name === 'lse' ? 1 : 0);
-  const out = exact.get('out')!.data;
-  const given = toFloat64(dOut.dtype, dOut.data);
-  let delta = 0;
-  eachRow(problem, 'query', problem.strides.out, (a) => {
-    let squares = 0;
-    for (let d = 0; d < problem.Dv; d++) squares += (given[a + d] * out[a + d]) ** 2;
-    delta = Math.max(delta, Math.sqrt(squares));
-  });
+  const summed = UNIT_ROUNDOFF[problem.dtype === 'f64' ? 'f64' : 'f32'];
+  const forward = STORED_STEPS * UNIT_ROUNDOFF[problem.dtype] + SUMMED_STEPS * summed;
+  const backward = forward + summed * largest(exact.get('lse')!);
+  const delta = dOut === null ? 0 : largestDelta(problem, dOut, exact.get('out')!);
   const reach = Math.abs(problem.scale) * delta;
-  return (name) => {
+  return (name, top) => {
     switch (name) {
       case 'out':
-      case 'dv':
-        return 0;
+        return forward * top;
       case 'lse':
-        return 1;
+        return (STORED_STEPS + SUMMED_STEPS) * summed * (top + 1);
+      case 'dv':
+        return backward * top;
       case 'dq':
-        return reach * largest(inputs.k);
+        return backward * (top + reach * largest(inputs.k));
       case 'dk':
-        return reach * largest(inputs.q);
+        return backward * (top + reach * largest(inputs.q));
       default:
-        return delta;
+        return backward * (top + delta);
     }
   };
 }
 
-const largest = (t: HostTensor): number =>
-  toFloat64(t.dtype, t.data).reduce((most, x) => Math.max(most, Math.abs(x) || 0), 0);
+/** Largest root sum square of dOut * out over the rows. */
+function largestDelta(problem: Problem, dOut: HostTensor, out: HostTensor): number {
+  const given = toFloat64(dOut.dtype, dOut.data);
+  let most = 0;
+  eachRow(problem, 'query', problem.strides.out, (a) => {
+    let squares = 0;
+    for (let d = 0; d < problem.Dv; d++) squares += (given[a + d] * out.data[a + d]) ** 2;
+    most = Math.max(most, Math.sqrt(squares));
+  });
+  return most;
+}
 
-/**
- * Judges one output tensor. All tensors have the output's shape; `exact` is f64; `storage` is the problem's dtype and `scale` what
- * `scalesOf` says.
- */
+/** Largest finite absolute value. */
+const largest = (t: HostTensor): number =>
+  toFloat64(t.dtype, t.data).reduce((most, x) => (Number.isFinite(x) ? Math.max(most, Math.abs(x)) : most), 0);
+
+/** Judges one output tensor. All tensors have the output's shape; `exact` is f64. */
 export function judge(
   name: string,
   output: Output,
   got: HostTensor,
   exact: HostTensor,
   standard: HostTensor,
-  storage: FloatDType,
-  scale: number,
+  floor: Floor,
 ): Verdict {
   const x = toFloat64(got.dtype, got.data);
   const y = toFloat64(exact.dtype, exact.data);
@@ -95,10 +101,7 @@ export function judge(
     if (Number.isFinite(z[a])) theirs = Math.max(theirs, Math.abs(z[a] - y[a]));
     top = Math.max(top, Math.abs(y[a]));
   }
-  const summed = UNIT_ROUNDOFF[storage === 'f64' ? 'f64' : 'f32'];
-  const stored = name === 'lse' ? summed : UNIT_ROUNDOFF[storage];
-  const floor = (STORED_STEPS * stored + SUMMED_STEPS * summed) * (top + scale);
-  const allowed = ERRORS_OF_STANDARD * theirs + floor;
+  const allowed = ERRORS_OF_STANDARD * theirs + floor(name, top);
   const ok = error <= allowed;
   return {
     ok,
