@@ -1,0 +1,105 @@
+/**
+ * Measures the WASM engine against its peers on this machine, and writes bench/results/<machine>-<date>-node<major>.json.
+ *
+ *     npm ci --prefix bench/peers
+ *     node bench/cpu.ts [--quick] [--no-peers] [--out FILE] [forward web both passes sparse scaling small memory]
+ *
+ * Every group and number of threads has a process of its own; inside, everyone runs in turn.
+ */
+import { spawnSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { commit, machine } from '../src/cli/machine.ts';
+import { GROUPS } from './groups.ts';
+import type { Row } from './harness.ts';
+
+/** A committed result file. */
+export interface ResultFile {
+  readonly date: string;
+  readonly commit: string | null;
+  readonly machine: ReturnType<typeof machine> & { readonly vectors: string };
+  readonly settings: { readonly quick: boolean; readonly peers: Readonly<Record<string, string>> };
+  readonly rows: readonly Row[];
+}
+
+const words = process.argv.slice(2);
+const flag = (name: string): boolean => words.includes(`--${name}`);
+const value = (name: string): string | undefined => {
+  const at = words.indexOf(`--${name}`);
+  return at < 0 ? undefined : words[at + 1];
+};
+const isGroup = (word: string): word is keyof typeof GROUPS => Object.hasOwn(GROUPS, word);
+
+if (flag('child')) {
+  const group = words[words.indexOf('--child') + 1];
+  if (!isGroup(group)) throw new TypeError(`no group ${group}`);
+  const scope = { threads: Number(value('threads')), quick: flag('quick'), peers: !flag('no-peers') };
+  process.stdout.write(JSON.stringify(await GROUPS[group](scope)));
+  process.exit(0);
+}
+
+const script = (name: string): string =>
+  fileURLToPath(new URL(`./${name}.${import.meta.url.endsWith('.ts') ? 'ts' : 'js'}`, import.meta.url));
+
+function child<T>(file: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): T | null {
+  const { status, stdout } = spawnSync(process.execPath, [...process.execArgv, script(file), ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    encoding: 'utf8',
+    maxBuffer: 2 ** 28,
+    env: { ...process.env, ...env },
+  });
+  if (status === 0) return JSON.parse(stdout) as T;
+  console.error(`${file} ${args.join(' ')} ended with ${status}: its rows are missing`);
+  process.exitCode = 1;
+  return null;
+}
+
+const { cores, ...about } = machine();
+const pass = ['quick', 'no-peers'].filter(flag).map((name) => `--${name}`);
+const chosen = words.filter((w) => isGroup(w) || w === 'memory');
+const names = chosen.length > 0 ? chosen : [...Object.keys(GROUPS), 'memory'];
+const rows: Row[] = [];
+for (const name of names) {
+  if (name === 'memory') {
+    for (const N of flag('quick') ? [1024] : [1024, 2048, 4096, 8192, 16384])
+      for (const mode of ['portable', 'wide', 'native']) {
+        const row = child<Row>('memory', [String(N), '2', mode]);
+        if (row !== null) rows.push(row);
+      }
+    continue;
+  }
+  // These compare one thread with two themselves, or are a matter of one thread.
+  const teams = name === 'scaling' ? [2] : name === 'web' || name === 'small' ? [1] : cores > 1 ? [1, 2] : [1];
+  for (const threads of teams) {
+    console.error(`-- ${name}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`);
+    rows.push(...(child<Row[]>('cpu', ['--child', name, '--threads', String(threads), ...pass]) ?? []));
+  }
+}
+
+const peers = JSON.parse(readFileSync('bench/peers/package.json', 'utf8')) as { dependencies: Record<string, string> };
+const result: ResultFile = {
+  date: new Date().toISOString(),
+  commit: commit(),
+  machine: { cores, ...about, vectors: vectors() },
+  settings: { quick: flag('quick'), peers: flag('no-peers') ? {} : peers.dependencies },
+  rows,
+};
+const slug = `${about.cpu} ${cores} cores`
+  .toLowerCase()
+  .replace(/\((r|tm)\)/g, '')
+  .replace(/[^a-z0-9]+/g, '-');
+const out =
+  value('out') ??
+  `bench/results/${slug}-${result.date.slice(0, 10)}-node${about.node.split('.')[0]}${flag('quick') ? '-quick' : ''}.json`;
+writeFileSync(out, `${JSON.stringify(result, null, 1)}\n`);
+console.error(`wrote ${out}`);
+
+/** The widest vectors of the processor, where the system tells. */
+function vectors(): string {
+  try {
+    const flags = readFileSync('/proc/cpuinfo', 'utf8');
+    return flags.includes('avx512f') ? 'avx512' : flags.includes('avx2') ? 'avx2' : 'sse or neon';
+  } catch {
+    return 'unknown';
+  }
+}
