@@ -25,6 +25,7 @@ export {
   doctor,
   type EngineWord,
   type LoadableEngine,
+  type Opened,
   type OpenOptions,
   openEngine,
   sharedEngine,

@@ -18,7 +18,7 @@ export type CausalAlign = 'bottom-right' | 'top-left';
 
 /**
  * Which engine serves a call: one that the caller opened, a name (`'math'` is the reference engine), or an order of
- * preference. `'auto'` is the whole order: cuda, webgpu, wasm, reference, as far as they can run here.
+ * preference. `'auto'` is the whole order: cuda, webgpu (on hardware), wasm, reference, as far as they can run here.
  */
 export type EngineChoice = Engine | EngineWord | 'auto' | readonly (Engine | EngineWord)[];
 

@@ -1,11 +1,11 @@
 /** Options and tensors to compiled programs: picks the engine, plans, compiles, and remembers. */
 import { ArgumentError, type Refusal, UnsupportedError } from '../core/errors.ts';
 import type { TensorLike } from '../core/tensor.ts';
-import type { Engine, Program } from '../engine/contract.ts';
+import type { Engine, EngineName, Program } from '../engine/contract.ts';
 import { type Preferences, planOn } from '../plan/choose.ts';
 import type { Plan } from '../plan/plan.ts';
 import type { AttentionOptions, EngineChoice, GradientChoice } from './options.ts';
-import { AUTO_ORDER, engineNamed, type LoadableEngine, reasonOf, sharedEngine } from './registry.ts';
+import { AUTO_ORDER, engineNamed, reasonOf, sharedEngine } from './registry.ts';
 import { createRequest, dropoutOf, type Request, type View } from './request.ts';
 import { signatureOf } from './signature.ts';
 import { engineOf, isEngineTensor } from './tensors.ts';
@@ -20,7 +20,7 @@ export interface Call {
 }
 
 /** Engines that serve host tensors when none is named. GPUs are asked for by name: opening one is no small thing. */
-const DEFAULT_ORDER: readonly LoadableEngine[] = ['wasm', 'reference'];
+const DEFAULT_ORDER: readonly EngineName[] = ['wasm', 'reference'];
 
 /** Calls remembered per engine; the least recently used go first. */
 const REMEMBERED = 128;
@@ -53,7 +53,7 @@ export async function prepareCall(
 
 /** The first engine's call under a signature, made and remembered if it is new. Null signatures are never remembered. */
 export async function prepare(
-  order: readonly (Engine | LoadableEngine)[],
+  order: readonly (Engine | EngineName)[],
   signature: string | null,
   make: () => Request,
   prefer: Preferences | undefined,
@@ -66,6 +66,10 @@ export async function prepare(
       engine = typeof choice === 'string' ? await sharedEngine(choice) : choice;
     } catch (error) {
       refusals = [...refusals, { engine: String(choice), reason: reasonOf(error) }];
+      continue;
+    }
+    if (order === AUTO_ORDER && isSoftware(engine)) {
+      refusals = [...refusals, { engine: engine.name, reason: 'emulated on the processor; ask for it by name' }];
       continue;
     }
     const known = signature === null ? undefined : recall(engine, signature);
@@ -88,6 +92,9 @@ export async function prepare(
   throw new UnsupportedError('attention', refusals);
 }
 
+/** A GPU's driver that runs on the processor is no faster hardware. */
+const isSoftware = ({ caps }: Engine): boolean => 'software' in caps && caps.software === true;
+
 /** Compiles both passes of a plan, or finds them compiled. */
 export async function compile(engine: Engine, request: Request, plan: Plan): Promise<Call> {
   const [forward, backward] = await Promise.all([
@@ -101,7 +108,7 @@ export async function compile(engine: Engine, request: Request, plan: Plan): Pro
 export function orderOf(
   named: Readonly<Record<string, TensorLike>>,
   { engine: choice, bias, alibi, sink, mask: given, blockSparse }: AttentionOptions,
-): readonly (Engine | LoadableEngine)[] {
+): readonly (Engine | EngineName)[] {
   const resident = Object.values(named).some((t) => t !== null && typeof t === 'object' && isEngineTensor(t));
   if (!resident) return choicesOf(choice);
   const mask = given !== null && typeof given === 'object' && 'dtype' in given ? given : null;
@@ -122,7 +129,7 @@ export function checkChosen(engine: Engine, choice: EngineChoice | undefined): v
   throw new ArgumentError('engine', `the ${engine.name} engine, where the tensors are`, names);
 }
 
-export function choicesOf(choice: EngineChoice | undefined): readonly (Engine | LoadableEngine)[] {
+export function choicesOf(choice: EngineChoice | undefined): readonly (Engine | EngineName)[] {
   if (choice === undefined) return DEFAULT_ORDER;
   if (choice === 'auto') return AUTO_ORDER;
   const list = Array.isArray(choice) ? (choice as readonly (Engine | string)[]) : [choice as Engine | string];

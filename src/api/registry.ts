@@ -6,6 +6,8 @@ import { ArgumentError, DeviceError } from '../core/errors.ts';
 import type { Engine, EngineName, Probe } from '../engine/contract.ts';
 
 const LOADERS = {
+  cuda: () => import('../engines/cuda/index.ts'),
+  webgpu: () => import('../engines/webgpu/index.ts'),
   wasm: () => import('../engines/wasm/index.ts'),
   reference: () => import('../engines/reference/index.ts'),
 };
@@ -14,19 +16,20 @@ type Loaders = typeof LOADERS;
 /** Engines that this build can load. */
 export type LoadableEngine = keyof Loaders;
 /** What `openEngine(name, options)` takes: each engine's own options. */
-export type OpenOptions<N extends LoadableEngine> = Parameters<Awaited<ReturnType<Loaders[N]>>['open']>[0];
+export type OpenOptions<N extends EngineName> = Parameters<Awaited<ReturnType<Loaders[N]>>['open']>[0];
+/** What it gives: the contract, and whatever else that engine can do. */
+export type Opened<N extends EngineName> = Awaited<ReturnType<Awaited<ReturnType<Loaders[N]>>['open']>>;
 
 /** The order of preference of `engine: 'auto'`: fastest hardware first, standard attention last. */
-const ORDER: readonly EngineName[] = ['cuda', 'webgpu', 'wasm', 'reference'];
-export const AUTO_ORDER: readonly LoadableEngine[] = ORDER.filter((name): name is LoadableEngine => name in LOADERS);
+export const AUTO_ORDER: readonly EngineName[] = ['cuda', 'webgpu', 'wasm', 'reference'];
 
 /** PyTorch's word for standard attention is understood wherever an engine is named. */
-export type EngineWord = LoadableEngine | 'math';
+export type EngineWord = EngineName | 'math';
 
-export function engineNamed(word: string): LoadableEngine {
+export function engineNamed(word: string): EngineName {
   const name = word === 'math' ? 'reference' : word;
   if (!Object.hasOwn(LOADERS, name)) throw new ArgumentError('engine', `one of ${AUTO_ORDER.join(', ')}, math`, word);
-  return name as LoadableEngine;
+  return name as EngineName;
 }
 
 /**
@@ -38,22 +41,25 @@ export function engineNamed(word: string): LoadableEngine {
  */
 export async function openEngine<N extends EngineWord>(
   name: N,
-  options?: OpenOptions<N extends 'math' ? 'reference' : Exclude<N, 'math'>>,
-): Promise<Engine> {
+  options?: OpenOptions<Named<N>>,
+): Promise<Opened<Named<N>>> {
   const module = await LOADERS[engineNamed(name)]();
-  return (module.open as (o?: unknown) => Promise<Engine>)(options ?? {});
+  return (module.open as (o?: unknown) => Promise<Engine>)(options ?? {}) as Promise<Opened<Named<N>>>;
 }
 
-const shared = new Map<LoadableEngine, Promise<Engine>>();
+type Named<N extends EngineWord> = N extends EngineName ? N : 'reference';
 
-/** The engine of that name that calls without an engine of their own share; opened at first use, kept until `closeShared`. */
-export function sharedEngine(name: LoadableEngine): Promise<Engine> {
+const shared = new Map<EngineName, Promise<Engine>>();
+
+/**
+ * The engine of that name that calls without an engine of their own share. Opened at first use and kept, as is the failure to
+ * open it, until `closeSharedEngines`.
+ */
+export function sharedEngine(name: EngineName): Promise<Engine> {
   let opening = shared.get(name);
   if (opening === undefined) {
     opening = openEngine(name);
     shared.set(name, opening);
-    // A failure is not remembered: what was missing may be there next time.
-    opening.catch(() => shared.delete(name));
   }
   return opening;
 }
