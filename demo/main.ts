@@ -27,12 +27,13 @@ const OUT = 'tilewise-report';
 async function demo(flags: Flags): Promise<void> {
   const started = performance.now();
   const budget = flags.budget * 2 ** 30;
-  const engine = await openEngine('wasm', { revectorize: true, threads: flags.threads });
-  const standard = await openStandard(budget, flags.threads);
+  const options = { revectorize: true, threads: flags.threads };
+  const engine = await openEngine('wasm', options);
+  const standard = await openStandard(options);
   try {
     const { cpu, cores, node } = machine();
     print(`${cpu}, ${cores} cores, Node ${node}`);
-    print(`tilewise: ${engine.caps.device}; ${standard.words}\n`);
+    print(`${engine.caps.device}${engine.caps.features.revectorize === true ? ', 256-bit mode' : ''}\n`);
 
     print("A trained layer's Q, K, V: 4 heads, N = 2048, D = 64, causal, float32");
     const real = await measureReal(engine, standard);
@@ -50,13 +51,13 @@ async function demo(flags: Flags): Promise<void> {
 
     await mkdir(flags.out, { recursive: true });
     const path = `${flags.out}/index.html`;
-    const about = { machine: machine(), commit: commit(), engine: engine.caps, standard: standard.words, budget };
+    const about = { machine: machine(), commit: commit(), engine: engine.caps, budget };
     await writeFile(path, report({ ...about, seconds: (performance.now() - started) / 1000, real, rows }));
     print(`\nReport with plots: ${path}`);
     print(`Took ${((performance.now() - started) / 1000).toFixed(0)} s`);
   } finally {
     await engine.close();
-    await standard.engine.close();
+    await standard.close();
   }
 }
 

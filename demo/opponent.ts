@@ -1,44 +1,12 @@
-/**
- * Standard attention as the opponent: scores, softmax and product one after the other through N x N matrices. On the same
- * engine, threads and instructions when the WASM engine has such kernels, so that only the algorithm differs.
- */
-import type { AttentionOptions } from '../src/api/options.ts';
-import { openEngine } from '../src/api/registry.ts';
-import type { Engine } from '../src/engine/contract.ts';
+/** Standard attention as the opponent: on an engine of the same kind, threads and instructions, with kernels of its own. */
+import { open, WasmEngine, type WasmOptions } from '../src/engines/wasm/index.ts';
+import { STANDARD_KERNELS } from './standard.ts';
 
-export interface Standard {
-  readonly engine: Engine;
-  /** Makes a call use it. */
-  readonly options: Pick<AttentionOptions, 'prefer'>;
-  readonly backward: boolean;
-  /** Longest sequence worth waiting for. */
-  readonly longest: number;
-  /** How many times longer than Tilewise it is expected to take: for the time left, nothing else. */
-  readonly slowness: number;
-  readonly words: string;
+/** An engine that knows nothing but standard attention; the caller closes it. */
+export async function openStandard(options: WasmOptions): Promise<WasmEngine> {
+  const { runtime, caps } = await open(options);
+  return new WasmEngine(runtime, caps, STANDARD_KERNELS);
 }
 
-export async function openStandard(budget: number, threads: number | undefined): Promise<Standard> {
-  const wasm = await openEngine('wasm', { revectorize: true, threads });
-  const kernel = (pass: string) => wasm.kernels.find((k) => k.pass === pass && k.name.startsWith('standard'))?.name;
-  const [forward, backward] = [kernel('forward'), kernel('backward')];
-  if (forward !== undefined) {
-    const prefer = {
-      forward: { kernel: forward },
-      ...(backward === undefined ? {} : { backward: { kernel: backward } }),
-    };
-    const words = `standard attention: ${wasm.caps.device}, the same code generator`;
-    return {
-      engine: wasm,
-      options: { prefer },
-      backward: backward !== undefined,
-      longest: Number.POSITIVE_INFINITY,
-      slowness: 3,
-      words,
-    };
-  }
-  await wasm.close();
-  const engine = await openEngine('reference', { workspace: budget });
-  const words = 'standard attention: plain JavaScript in float64, one thread';
-  return { engine, options: {}, backward: true, longest: 1024, slowness: 50, words };
-}
+/** How many times longer than Tilewise it is expected to take: for the time left, nothing else. */
+export const SLOWNESS = 3;

@@ -4,15 +4,13 @@ import { type Measurement, measure } from '../src/cli/measure.ts';
 import { progress } from '../src/cli/terminal.ts';
 import { type HostTensor, tensor } from '../src/core/tensor.ts';
 import type { Engine } from '../src/engine/contract.ts';
-import type { Standard } from './opponent.ts';
 
 export interface Real {
   readonly tilewise: Measurement;
-  /** Null when it is too slow to wait for. */
-  readonly standard: Measurement | null;
+  readonly standard: Measurement;
 }
 
-export async function measureReal(engine: Engine, standard: Standard): Promise<Real> {
+export async function measureReal(engine: Engine, standard: Engine): Promise<Real> {
   const bar = progress('reading data/model');
   try {
     const load = async (name: string): Promise<HostTensor> => {
@@ -23,13 +21,8 @@ export async function measureReal(engine: Engine, standard: Standard): Promise<R
     const task = { q, k, v, options: { causal: true }, grads: true };
     bar.update(0, 'tilewise on real tensors');
     const tilewise = await measure(engine, task, { samples: 64, onProgress: (share) => bar.update(share / 2) });
-    if (q.shape[2] > standard.longest) return { tilewise, standard: null };
     bar.update(0.5, 'standard attention on real tensors');
-    const theirs = await measure(
-      standard.engine,
-      { ...task, options: { ...task.options, ...standard.options }, grads: standard.backward },
-      { samples: 64, onProgress: (share) => bar.update(0.5 + share / 2) },
-    );
+    const theirs = await measure(standard, task, { samples: 64, onProgress: (share) => bar.update(0.5 + share / 2) });
     return { tilewise, standard: theirs };
   } finally {
     bar.stop();

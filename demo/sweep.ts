@@ -1,13 +1,13 @@
 /** Sequence lengths, full and causal, Tilewise beside standard attention. */
-import type { AttentionOptions } from '../src/api/options.ts';
 import { createRequest } from '../src/api/request.ts';
 import { type Measurement, measure } from '../src/cli/measure.ts';
 import { randomTensor } from '../src/cli/shapes.ts';
 import { milliseconds, progress } from '../src/cli/terminal.ts';
 import type { HostTensor } from '../src/core/tensor.ts';
 import type { Engine } from '../src/engine/contract.ts';
-import { flopsOf, standardCost } from '../src/problem/cost.ts';
-import type { Standard } from './opponent.ts';
+import type { WasmEngine } from '../src/engines/wasm/index.ts';
+import { flopsOf } from '../src/problem/cost.ts';
+import { SLOWNESS } from './opponent.ts';
 
 const H = 8;
 const D = 64;
@@ -41,7 +41,7 @@ export interface SweepRow {
 
 export interface SweepSettings {
   readonly engine: Engine;
-  readonly standard: Standard;
+  readonly standard: Engine;
   /** performance.now() after which no task may be expected to end. */
   readonly deadline: number;
 }
@@ -52,7 +52,7 @@ export interface SweepSettings {
  * @param rate FLOP/s that Tilewise's forward was measured at: turns work into expected seconds.
  * @param budget Bytes of N x N matrices that standard attention may have.
  */
-export function planSweep(quick: boolean, rate: number, standard: Standard, budget: number): SweepTask[] {
+export function planSweep(quick: boolean, rate: number, standard: WasmEngine, budget: number): SweepTask[] {
   const lengths = quick ? [128, 512, 1024, 4096, 16384] : [128, 512, 1024, 4096, 16384, 65536];
   const repeat = quick ? 0.3 : 1;
   return lengths.flatMap((n) =>
@@ -60,14 +60,14 @@ export function planSweep(quick: boolean, rate: number, standard: Standard, budg
       const grads = n < lengths[lengths.length - 1];
       const shape = { dtype: 'f32', shape: [1, H, n, D] } as const;
       const { problem } = createRequest(shape, shape, shape, { causal }, null);
-      const matrices = standardCost(problem).workspace;
-      const without: Outcome | null =
-        matrices > budget ? { kind: 'refused' } : n > standard.longest ? { kind: 'left out', why: 'too slow' } : null;
+      const [kernel] = standard.kernels;
+      const matrices = kernel.cost(problem, kernel.configs(problem, standard.caps)[0], standard.caps).workspace;
+      const without: Outcome | null = matrices > budget ? { kind: 'refused' } : null;
       const once = flopsOf(problem, 'forward') / rate;
       const passes = grads ? [once, 2.5 * once] : [once];
       const seconds = (slowness: number): number =>
         passes.reduce((sum, s) => sum + s * slowness + (s * slowness < repeat ? repeat : 0), 0.05);
-      const expected = { tilewise: seconds(1), standard: without === null ? seconds(standard.slowness) : 0 };
+      const expected = { tilewise: seconds(1), standard: without === null ? seconds(SLOWNESS) : 0 };
       return { n, causal, grads, repeat, expected, matrices, without };
     }),
   );
@@ -83,20 +83,19 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
     for (const task of tasks) {
       const what = `N = ${task.n} ${task.causal ? 'causal' : 'full'}`;
       const data = inputs(task.n);
-      const run = async (who: 'tilewise' | 'standard', on: Engine, more: AttentionOptions, grads: boolean) => {
+      const run = async (who: 'tilewise' | 'standard', on: Engine) => {
         const seconds = task.expected[who];
         const left = (settings.deadline - performance.now()) / 1000;
         const why = `about ${Math.ceil(seconds)} s, ${Math.max(0, Math.floor(left))} s left`;
         if (seconds > left) return { kind: 'left out', why } as const;
         const onProgress = (share: number): void => bar.update((done + share * seconds) / total, `${who} ${what}`);
         onProgress(0);
-        const call = { ...data, options: { causal: task.causal, ...more }, grads };
+        const call = { ...data, options: { causal: task.causal }, grads: task.grads };
         return { kind: 'measured', result: await measure(on, call, { seconds: task.repeat, onProgress }) } as const;
       };
-      const tilewise: Outcome = await run('tilewise', engine, {}, task.grads);
+      const tilewise: Outcome = await run('tilewise', engine);
       done += task.expected.tilewise;
-      const { options, backward } = standard;
-      const theirs = task.without ?? (await run('standard', standard.engine, options, task.grads && backward));
+      const theirs = task.without ?? (await run('standard', standard));
       done += task.expected.standard;
       rows.push({ task, tilewise, standard: theirs });
       bar.note(`${what}: ${summary(tilewise)}; standard ${summary(theirs)}`);

@@ -1,5 +1,5 @@
 /** Results as rows of text, for the terminal and the report alike. */
-import type { Measurement, Timing } from '../src/cli/measure.ts';
+import type { Timing } from '../src/cli/measure.ts';
 import { mebibytes, milliseconds, rate, table } from '../src/cli/terminal.ts';
 import type { Pass } from '../src/engine/contract.ts';
 import type { Real } from './real.ts';
@@ -17,14 +17,13 @@ const cells = (t: Timing): string[] => [
   mebibytes(t.scratch),
   t.check === null ? '' : t.check.error.toExponential(1),
 ];
-const timingOf = (m: Measurement | null, pass: Pass): Timing | null => (m === null ? null : m[pass]);
 const ratio = (ours: Timing | null, theirs: Timing | null): string =>
   ours === null || theirs === null ? '' : `${(theirs.median / ours.median).toFixed(1)}x`;
 
 /** Memory is beyond inputs, outputs and gradients. */
 export function realRows({ tilewise, standard }: Real): TextTable {
   const rows = (['forward', 'backward'] as const).flatMap((pass) => {
-    const [ours, theirs] = [timingOf(tilewise, pass), timingOf(standard, pass)];
+    const [ours, theirs] = [tilewise[pass], standard[pass]];
     if (ours === null) return [];
     const own = [pass, 'tilewise', ...cells(ours), ratio(ours, theirs)];
     return theirs === null ? [own] : [own, [pass, 'standard', ...cells(theirs), '']];
