@@ -17,9 +17,10 @@ import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
 import { dropoutOf } from './dropout.ts';
 import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
-import { loaderOf, tileBytes } from './loader.ts';
+import { loaderOf, STAGES, tileBytes } from './loader.ts';
 import { fill, take } from './parameters.ts';
 import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
+import { addAttended, purge } from './purge.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
@@ -29,15 +30,13 @@ export interface ForwardConfig extends Readonly<Record<string, number | string |
   readonly blockQ: number;
   readonly blockK: number;
   readonly warps: number;
-  /** Buffers for keys and values: 2 lets the next block arrive during this one. */
-  readonly stages: number;
   /** Blocks of threads that share a multiprocessor. */
   readonly perSm: number;
 }
 
 const sharedBytes = (spec: Spec, c: ForwardConfig): number => {
   const rows = (n: number, columns: number): number => n * pitchOf(spec.storage, columns);
-  return rows(c.blockQ, spec.padD) + c.stages * (rows(c.blockK, spec.padD) + rows(c.blockK, spec.padDv));
+  return rows(c.blockQ, spec.padD) + STAGES * (rows(c.blockK, spec.padD) + rows(c.blockK, spec.padDv));
 };
 
 /** Tiles by head size, widest first; each was the fastest of those tried on an H200, or is what fits smaller cards. */
@@ -47,7 +46,6 @@ function candidates(spec: Spec): ForwardConfig[] {
     blockQ,
     blockK,
     warps,
-    stages: 2,
     perSm,
   });
   if (spec.storage === 'f32')
@@ -98,7 +96,7 @@ function costOf(problem: Problem, { blockQ, blockK }: ForwardConfig, caps: CudaC
 
 export function emitForward(problem: Problem, config: ForwardConfig): KernelText {
   const spec = specOf(problem);
-  const { blockQ, blockK, warps, stages, perSm } = config;
+  const { blockQ, blockK, warps, perSm } = config;
   const threads = warps * 32;
   const m = blockQ / warps / 16;
   const asm = new Assembler({ name: 'forward_mma', target: 'sm_80', threads, blocksPerSm: perSm });
@@ -123,15 +121,15 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const tileK = { ...tileQ, rows: blockK, grain: spec.grains.k };
   const tileV = { ...tileK, columns: spec.Dv, padded: spec.padDv, grain: spec.grains.v };
   const sQ = asm.sharedAddress(asm.shared('q', tileBytes(tileQ), 1024));
-  const sK = asm.sharedAddress(asm.shared('k', tileBytes(tileK) * stages, 1024));
-  const sV = asm.sharedAddress(asm.shared('v', tileBytes(tileV) * stages, 1024));
+  const sK = asm.sharedAddress(asm.shared('k', tileBytes(tileK) * STAGES, 1024));
+  const sV = asm.sharedAddress(asm.shared('v', tileBytes(tileV) * STAGES, 1024));
 
   asm.stage('load Q');
   const qRows = queryRows(asm, spec, place, h, p.q, { b: p.qB, h: p.qH, s: p.qS });
-  loaderOf(asm, tileQ, threads, thread).load(sQ, qRows, q0, place.lenQ);
+  loaderOf(asm, tileQ, threads, thread).reader(qRows).load(sQ, q0, place.lenQ);
   const source = keyRows(asm, spec, place, hkv);
-  const loadK = loaderOf(asm, tileK, threads, thread);
-  const loadV = loaderOf(asm, tileV, threads, thread);
+  const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
+  const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
 
   const row = asm.op('mad.lo.s32', place.b, p.runB, asm.op('mad.lo.s32', h, p.runH, block));
   const walk = walkBlocks(asm, {
@@ -144,8 +142,8 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const stage = asm.constant('b32', 0);
   const fetch = (): void => {
     const first = asm.op('mul.lo.s32', walk.block, blockK);
-    loadK.load(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), source.k, first, place.lenK);
-    loadV.load(asm.op('mad.lo.s32', stage, tileBytes(tileV), sV), source.v, first, place.lenK);
+    readK.load(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), first, place.lenK);
+    readV.load(asm.op('mad.lo.s32', stage, tileBytes(tileV), sV), first, place.lenK);
   };
   const skip = asm.label('empty');
   asm.branch(skip, walk.more, { negate: true });
@@ -159,9 +157,12 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const best = Array.from({ length: 2 * m }, () => asm.constant('f32', Number.NEGATIVE_INFINITY));
   const sum = Array.from({ length: 2 * m }, () => asm.constant('f32', 0));
   const warpRow = asm.op('mul.lo.s32', warp, 16 * m);
-  const qPositions = rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, m);
+  // Where nothing in the loop asks for them, positions are computed at the end: registers are what the loop is short of.
+  const positions = (): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, m);
+  const usesPositions = spec.mask !== null || spec.mod !== null || spec.dropout;
+  let qPositions = usesPositions ? positions() : [];
   const pitchQ = pitchOf(spec.storage, spec.padD);
-  const viewQ = arithmetic.view(asm.op('mad.lo.s32', warpRow, pitchQ, sQ), pitchQ);
+  const viewQ = arithmetic.view(asm.op('mad.lo.s32', warpRow, pitchQ, sQ), pitchQ, 'a');
   // Exponent of a score: log2(e) times what the softmax sees.
   const toLog2 = spec.folded ? p.scaleLog2 : asm.constant('f32', LOG2E);
   const bh = spec.dropout ? asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h) : h;
@@ -175,9 +176,10 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   asm.barrier();
   const here = asm.op('mov.b32', walk.block);
   const partial = asm.op('mov.b32', walk.partial);
-  const viewK = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), pitchQ);
+  const viewK = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), pitchQ, 'b');
   const pitchV = pitchOf(spec.storage, spec.padDv);
-  const viewV = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileV), sV), pitchV);
+  const vHere = asm.op('mad.lo.s32', stage, tileBytes(tileV), sV);
+  const viewV = arithmetic.view(vHere, pitchV, 'bt');
   asm.set(stage, 'xor.b32', stage, 1);
   walk.advance();
   const last = asm.label('last');
@@ -214,20 +216,14 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
       asm.stage('mod');
       tiles = scorer.modify(tiles, grid, [spec.mod])[0];
     }
-    let bits: Reg<'b32'> | null = null;
     if (edge) {
       asm.stage('mask');
-      bits = asm.constant('b32', 0);
-      for (let i = 0; i < m; i++)
-        for (let n = 0; n < blockK / 8; n++) {
+      tiles = tiles.map((r, i) =>
+        r.map((tile, n) => {
           const attends = scorer.attends(grid, i, n);
-          tiles[i][n] = tiles[i][n].map((s, e) => asm.op('selp.f32', s, Number.NEGATIVE_INFINITY, attends[e]));
-          for (const j of [0, 1]) {
-            const any = asm.op('or.pred', attends[j], attends[j + 2]);
-            const bit = asm.op('selp.b32', (2 ** (2 * n + j)) | 0, 0, any);
-            asm.set(bits, 'or.b32', bits, bit);
-          }
-        }
+          return tile.map((x, e) => asm.op('selp.f32', x, Number.NEGATIVE_INFINITY, attends[e]));
+        }),
+      );
     }
 
     asm.stage('softmax');
@@ -237,14 +233,16 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
       const own = tiles[r >> 1].flatMap((tile) => [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]]);
       let top = treeMax(asm, own);
       for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
-      const next = asm.op('max.f32', best[r], top);
+      const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
       const bigger = asm.op('setp.gt.f32', next, best[r]);
       if (r === 0) asm.set(grew, 'or.pred', bigger, bigger);
       else asm.set(grew, 'or.pred', grew, bigger);
-      // A row that has seen nothing subtracts 0, so that exp2(-inf) = 0 and not NaN.
+      // A row that has seen nothing subtracts 0, so that exp2(-inf) = 0 and not NaN. Old and new sums are scaled by the very
+      // number that was subtracted: its rounding cancels, and an unchanged row is scaled by exactly 1.
       const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
-      const shift = asm.op('selp.f32', 0, asm.op('neg.f32', asm.op('mul.f32', next, toLog2)), empty);
-      const alpha = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', best[r], toLog2, shift));
+      const subtracted = asm.op('selp.f32', 0, next, empty);
+      const shift = asm.op('neg.f32', subtracted);
+      const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
       alphas.push(alpha);
       for (const tile of tiles[r >> 1])
         for (const e of [(r & 1) * 2, (r & 1) * 2 + 1])
@@ -264,6 +262,13 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
         });
     asm.place(unchanged);
 
+    if (edge && spec.mask !== null) {
+      asm.stage('values that no product may see where they are masked: NaN and infinity');
+      purge(asm, tileV, vHere, threads, thread, () =>
+        addAttended(asm, { spec, place, acc, qPositions, kv0, h, base: vHere, tile: tileV, t: lanes.t }),
+      );
+    }
+
     if (dropout !== null) {
       asm.stage('dropout');
       for (let n = 0; n < blockK / 8; n++) {
@@ -280,23 +285,18 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
     }
 
     asm.stage('accumulate: O += P V');
-    // A value row that no query of this warp attends to must not enter as 0 * NaN.
-    if (bits !== null && spec.mask !== null)
-      for (const lane of [4, 8, 16]) bits = asm.op('or.b32', bits, shuffleXor(asm, bits, lane));
     for (let k = 0; k < blockK / arithmetic.kStep; k++) {
-      const a = Array.from({ length: m }, (_, i) => arithmetic.fromTiles(tiles[i], k));
-      const keep = bits !== null && spec.mask !== null ? arithmetic.keepRows(bits, k) : null;
+      const a = tiles.map((row) => arithmetic.fromTiles(row, k));
       for (let n = 0; n < spec.padDv / 16; n++) {
         const pair = viewV.bt(k, n);
         pair.forEach((b, j) => {
-          const operand = keep === null ? b : arithmetic.select(b, keep);
-          for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], operand);
+          for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], b);
         });
       }
     }
   };
 
-  if (spec.mask === null && spec.mod === null) {
+  if (spec.mask === null && spec.folded) {
     // Only the end of the keys can cut a block: clear those scores in place.
     const inside = asm.label('inside');
     asm.branch(inside, tail, { negate: true, uniform: true });
@@ -304,7 +304,7 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
     const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
     for (let i = 0; i < m; i++)
       for (let n = 0; n < blockK / 8; n++) {
-        const attends = scorer.attends({ rowsAre: 'q', rows: qPositions, columns, head: h }, i, n);
+        const attends = scorer.attends({ rowsAre: 'q', rows: [], columns, head: h }, i, n);
         scores[i][n].forEach((s, e) => {
           asm.set(s, 'selp.f32', s, Number.NEGATIVE_INFINITY, attends[e]);
         });
@@ -330,12 +330,13 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
 
   asm.place(done);
   asm.stage('epilogue: join the sums of a row, add the sink, normalise');
+  if (!usesPositions) qPositions = positions();
   cpAsyncWait(asm, 0);
   const logits = spec.sink ? sinkLogit(asm, h) : null;
   const lse: Reg<'f32'>[] = [];
   for (let r = 0; r < 2 * m; r++) {
     for (const lane of [1, 2]) asm.set(sum[r], 'add.f32', sum[r], shuffleXor(asm, sum[r], lane));
-    const { scale, value } = finishRow(asm, { best: best[r], sum: sum[r], toLog2, sinkLog2: logits });
+    const { scale, value } = finishRow(asm, best[r], sum[r], logits);
     const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
     for (const tile of acc[r >> 1])
       for (const e of [(r & 1) * 2, (r & 1) * 2 + 1]) asm.set(tile[e], 'mul.f32', tile[e], factor);
@@ -373,30 +374,28 @@ export function sinkLogit(asm: Assembler, h: Reg<'b32'>): Reg<'f32'> {
 }
 
 /**
- * From a row's maximum and sum to the factor of its output and its lse: l + 2^(sink - m) over a common maximum, so that a
- * sink far above every score does not overflow. An empty row gives factor 0.
+ * From a row's maximum (base 2) and sum to the factor of its output and its lse: l + 2^(sink - m) over a common maximum, so
+ * that a sink far above every score does not overflow. A row that attends to nothing gives factor 0 and lse -inf.
  */
 export function finishRow(
   asm: Assembler,
-  row: { best: Reg<'f32'>; sum: Reg<'f32'>; toLog2: Reg<'f32'>; sinkLog2: Reg<'f32'> | null },
+  best: Reg<'f32'>,
+  sum: Reg<'f32'>,
+  sinkLog2: Reg<'f32'> | null,
 ): { scale: Reg<'f32'>; value: Reg<'f32'> } {
-  const { best, sum, toLog2, sinkLog2 } = row;
   const empty = asm.op('setp.eq.f32', best, Number.NEGATIVE_INFINITY);
-  const own = asm.op('selp.f32', best, asm.op('mul.f32', best, toLog2), empty);
-  const top = sinkLog2 === null ? own : asm.op('max.f32', own, sinkLog2);
-  const nothing = asm.op('setp.eq.f32', top, Number.NEGATIVE_INFINITY);
-  const shift = asm.op('selp.f32', 0, top, nothing);
-  const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', own, shift));
-  const total =
-    sinkLog2 === null
-      ? sum
-      : asm.op('fma.rn.f32', sum, alpha, asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', sinkLog2, shift)));
-  const weight = sinkLog2 === null ? asm.constant('f32', 1) : alpha;
-  const inverse = asm.op('mul.f32', weight, asm.op('rcp.rn.f32', total));
+  let [top, total, weight]: [Reg<'f32'>, Reg<'f32'>, Reg<'f32'> | null] = [best, sum, null];
+  if (sinkLog2 !== null) {
+    top = asm.op('max.f32', best, sinkLog2);
+    weight = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best, top));
+    total = asm.op('fma.rn.f32', sum, weight, asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', sinkLog2, top)));
+  }
+  const inverse = asm.op('rcp.rn.f32', total);
+  const scale = weight === null ? inverse : asm.op('mul.f32', weight, inverse);
   const value = asm.op('mul.f32', asm.op('add.f32', top, asm.op('lg2.approx.f32', total)), LN2);
   return {
-    scale: asm.op('selp.f32', 0, inverse, empty),
-    value: asm.op('selp.f32', Number.NEGATIVE_INFINITY, value, nothing),
+    scale: asm.op('selp.f32', 0, scale, empty),
+    value: asm.op('selp.f32', Number.NEGATIVE_INFINITY, value, empty),
   };
 }
 

@@ -10,7 +10,7 @@
  */
 import { alignTo } from '../../../core/math.ts';
 import type { Assembler } from '../ptx/assembler.ts';
-import type { Reg } from '../ptx/registers.ts';
+import { AssemblerError, type Reg } from '../ptx/registers.ts';
 import { ldmatrix, mma16, mmaTf32 } from '../ptx/tensor.ts';
 
 export type Storage = 'f16' | 'bf16' | 'f32';
@@ -34,26 +34,25 @@ export interface TileView {
   bt(k: number, n: number): readonly [Fragment, Fragment];
 }
 
+/** Which methods of a view will be called. */
+export type Way = 'a' | 'b' | 'bt';
+
 export interface Arithmetic {
   readonly storage: Storage;
   /** Bytes of an element. */
   readonly bytes: 2 | 4;
   /** Inner dimension of one product. */
   readonly kStep: 16 | 8;
-  /** A view of a tile with rows `pitch` bytes apart. Call it where the lane registers it needs may be computed. */
-  view(base: Reg<'b32'>, pitch: number): TileView;
+  /**
+   * A view of a tile with rows `pitch` bytes apart, for the ways of reading named. Its addresses are computed where it is
+   * made, so that it may be read on either side of a branch.
+   */
+  view(base: Reg<'b32'>, pitch: number, ...ways: readonly Way[]): TileView;
   /** acc += a . b */
   mma(acc: Tile, a: Fragment, b: Fragment): void;
   /** The left operand of step k from accumulators side by side. */
   fromTiles(tiles: readonly Tile[], k: number): Fragment;
-  /** Replaces rows of a right operand read by `bt` with zeros: see `keepRows`. */
-  select(fragment: Fragment, keep: Keep): Fragment;
-  /** Which rows of step k survive, from one bit a column of the accumulators that `fromTiles` would read. */
-  keepRows(bits: Reg<'b32'>, k: number): Keep;
 }
-
-/** Registers that mask a fragment's rows. */
-export type Keep = readonly (Reg<'b32'> | Reg<'pred'>)[];
 
 /** Lane numbers and parts of addresses that depend on the lane alone, computed once at the head of a kernel. */
 export interface Lanes {
@@ -69,18 +68,15 @@ export function lanesOf(asm: Assembler, threadIndex: Reg<'b32'>): Lanes {
   return { lane, g: asm.op('shr.u32', lane, 2), t: asm.op('and.b32', lane, 3) };
 }
 
-/** `base ^ low` once a distinct `low`; `low` stays inside a 128-byte line. */
-function xored(asm: Assembler, base: Reg<'b32'>): (low: number) => Reg<'b32'> {
-  const made = new Map<number, Reg<'b32'>>([[0, base]]);
-  return (low) => {
-    let r = made.get(low);
-    if (r === undefined) {
-      r = asm.op('xor.b32', base, low);
-      made.set(low, r);
-    }
-    return r;
-  };
+/** `base ^ low` for every multiple `low` of `step` inside a 128-byte line, computed here. */
+function xored(asm: Assembler, base: Reg<'b32'>, step: 16 | 32): (low: number) => Reg<'b32'> {
+  const made = Array.from({ length: 128 / step }, (_, i) => (i === 0 ? base : asm.op('xor.b32', base, i * step)));
+  return (low) => made[low / step];
 }
+
+const missing = (): never => {
+  throw new AssemblerError('a tile is read in a way its view was not made for');
+};
 
 /** `row * pitch + ((half ^ row % 8) << 4)`: where a lane's 16-byte chunk lies. */
 function chunkAt(asm: Assembler, row: Reg<'b32'>, half: Reg<'b32'>, pitch: number): Reg<'b32'> {
@@ -113,16 +109,11 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
     storage,
     bytes: 2,
     kStep: 16,
-    view(base, pitch) {
-      const lazily = (kind: 'a' | 'b'): ((low: number) => Reg<'b32'>) => {
-        let at: ((low: number) => Reg<'b32'>) | null = null;
-        return (low) => {
-          at ??= xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch)));
-          return at(low);
-        };
-      };
-      const a = lazily('a');
-      const b = lazily('b');
+    view(base, pitch, ...ways) {
+      const addresses = (kind: 'a' | 'b', needed: boolean): ((low: number) => Reg<'b32'>) =>
+        needed ? xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch)), 32) : missing;
+      const a = addresses('a', ways.includes('a') || ways.includes('bt'));
+      const b = addresses('b', ways.includes('b'));
       const low = (step: number): number => (step * 32) & 127;
       const high = (step: number): number => (step >> 2) * 128;
       return {
@@ -142,17 +133,6 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
       const [x, y] = [tiles[2 * k], tiles[2 * k + 1]];
       const pack = (low: Reg<'f32'>, high: Reg<'f32'>): Reg<'b32'> => packPair(asm, storage, low, high);
       return [pack(x[0], x[1]), pack(x[2], x[3]), pack(y[0], y[1]), pack(y[2], y[3])];
-    },
-    select: (fragment, keep) => fragment.map((r, i) => asm.op('and.b32', r, keep[i] as Reg<'b32'>)),
-    keepRows(bits, k) {
-      // Register i of a transposed right operand holds rows 2t, 2t + 1 of 8-row half i: columns of accumulator 2 k + i.
-      return [0, 1].map((i) => {
-        const pair = (2 * k + i) * 2;
-        const lowHalf = asm.op('and.b32', asm.op('shr.u32', bits, pair), 1);
-        const highHalf = asm.op('and.b32', asm.op('shr.u32', bits, pair + 1), 1);
-        const low = asm.op('mul.lo.s32', lowHalf, 0xffff);
-        return asm.op('mad.lo.s32', highHalf, 0xffff0000, low);
-      });
     },
   };
 }
@@ -191,17 +171,16 @@ function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
     storage: 'f32',
     bytes: 4,
     kStep: 8,
-    view(base, pitch) {
-      const lazily = (kind: 'row' | 'even' | 'odd'): ((low: number) => Reg<'b32'>) => {
-        let at: ((low: number) => Reg<'b32'>) | null = null;
-        return (low) => {
-          at ??= xored(asm, asm.op('add.s32', base, laneBase(kind, pitch)));
-          return at(low);
-        };
-      };
-      const row = lazily('row');
-      const even = lazily('even');
-      const odd = lazily('odd');
+    view(base, pitch, ...ways) {
+      const addresses = (
+        kind: 'row' | 'even' | 'odd',
+        step: 16 | 32,
+        needed: boolean,
+      ): ((low: number) => Reg<'b32'>) =>
+        needed ? xored(asm, asm.op('add.s32', base, laneBase(kind, pitch)), step) : missing;
+      const row = addresses('row', 16, ways.includes('a') || ways.includes('b'));
+      const even = addresses('even', 32, ways.includes('bt'));
+      const odd = addresses('odd', 32, ways.includes('bt'));
       // 8 floats are two chunks of 16 bytes.
       const read = (at: (low: number) => Reg<'b32'>, chunk: number, offset: number): Reg<'f32'> =>
         asm.load('shared', 'f32', at((chunk * 16) & 127), offset + (chunk >> 3) * 128);
@@ -230,8 +209,6 @@ function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
     },
     // Columns 2t and 2t + 1 stand for inner positions t and t + 4; `bt` reads rows in the same order.
     fromTiles: (tiles, k) => fragment([tiles[k][0], tiles[k][2], tiles[k][1], tiles[k][3]]),
-    select: (f, keep) => f.map((r, i) => asm.op('selp.b32', r, 0, keep[i & 1] as Reg<'pred'>)),
-    keepRows: (bits, k) => [0, 1].map((i) => asm.op('setp.ne.s32', asm.op('and.b32', bits, (2 ** (2 * k + i)) | 0), 0)),
   };
 }
 

@@ -1,5 +1,6 @@
 /** Every kernel of this engine; the planner takes the cheapest that does not refuse. */
 import type { CudaKernel } from '../kernel.ts';
+import { backwardMma } from './backward_mma.ts';
 import { forwardMma } from './forward_mma.ts';
 
-export const KERNELS: readonly CudaKernel[] = [forwardMma];
+export const KERNELS: readonly CudaKernel[] = [forwardMma, backwardMma];

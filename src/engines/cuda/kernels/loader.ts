@@ -5,6 +5,9 @@ import type { Operand, Reg } from '../ptx/registers.ts';
 import { cpAsync } from '../ptx/tensor.ts';
 import { pitchOf, type Storage } from './fragments.ts';
 
+/** Buffers for what a kernel walks over: the next block arrives in one while the other is worked on. */
+export const STAGES = 2;
+
 /** Bytes a copy may move at once: what strides, head size and base address all are multiples of. */
 export type Grain = 2 | 4 | 8 | 16;
 
@@ -25,6 +28,8 @@ export const tileBytes = ({ storage, rows, padded }: TileShape): number => rows 
 export interface RowSource {
   /** Address of row `index`, counted inside the sequence. */
   row(index: Reg<'b32'>): Reg<'b64'>;
+  /** The same rows from a byte on. */
+  from(bytes: Reg<'b64'>): RowSource;
   /** Bytes from a row to the next, when rows are evenly spaced; null when every row must be looked up. */
   readonly strideBytes: Reg<'b64'> | null;
 }
@@ -32,14 +37,20 @@ export interface RowSource {
 /** Rows `base + index * stride`. */
 export function strided(asm: Assembler, base: Reg<'b64'>, strideBytes: Reg<'b64'>): RowSource {
   return {
+    from: (bytes) => strided(asm, asm.op('add.s64', base, bytes), strideBytes),
     row: (index) => asm.op('add.s64', base, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', index), strideBytes)),
     strideBytes,
   };
 }
 
 export interface Loader {
+  /** Prepares to read rows of a tensor: what does not change from tile to tile. */
+  reader(source: RowSource): TileReader;
+}
+
+export interface TileReader {
   /** Issues copies of rows first ... first + rows - 1 into the tile at `target`; rows from `limit` on become zeros. */
-  load(target: Reg<'b32'>, source: RowSource, first: Reg<'b32'>, limit: Reg<'b32'>): void;
+  load(target: Reg<'b32'>, first: Reg<'b32'>, limit: Reg<'b32'>): void;
 }
 
 /**
@@ -71,34 +82,36 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
   const edgeless = (columns * size) % 16 === 0 && chunks * 16 === columns * size;
   const column = asm.op('cvt.u64.u32', bytesIn);
 
-  return {
-    load(target, source, first, limit) {
-      const end = asm.label('loaded');
-      if (outside !== undefined) asm.branch(end, outside);
-      const at = asm.op('add.s32', target, place);
-      const index = asm.op('add.s32', first, row);
-      let address = asm.op('add.s64', source.row(index), column);
-      const step = source.strideBytes === null ? null : asm.op('mul.lo.s64', source.strideBytes, rowStep);
-      for (let i = 0; i < passes; i++) {
-        const here = i === 0 ? index : asm.op('add.s32', index, i * rowStep);
-        if (i > 0)
-          address =
-            step === null
-              ? asm.op('add.s64', source.row(asm.op('min.s32', here, asm.op('sub.s32', limit, 1))), column)
-              : asm.op('add.s64', address, step);
-        const inside = asm.op('setp.lt.s32', here, limit);
-        const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
-        let slot = at;
-        let offset = i * rowStep * pitch;
-        if (!swizzleRepeats && i > 0) {
-          const r = asm.op('add.s32', row, i * rowStep);
-          const moved = asm.op('shl.b32', asm.op('xor.b32', chunk, asm.op('and.b32', r, 7)), 4);
-          slot = asm.op('add.s32', target, asm.op('mad.lo.s32', r, pitch, moved));
-          offset = 0;
-        }
-        copyChunk(asm, grain, slot, offset, address, valid);
+  const load = (own: RowSource, target: Reg<'b32'>, first: Reg<'b32'>, limit: Reg<'b32'>): void => {
+    const end = asm.label('loaded');
+    if (outside !== undefined) asm.branch(end, outside);
+    const at = asm.op('add.s32', target, place);
+    const index = asm.op('add.s32', first, row);
+    const step = own.strideBytes === null ? null : asm.op('mul.lo.s64', own.strideBytes, rowStep);
+    // Looked-up rows must exist; evenly spaced ones may lie past the end, where nothing is read.
+    const lookUp = (here: Reg<'b32'>): Reg<'b64'> => own.row(asm.op('min.s32', here, asm.op('sub.s32', limit, 1)));
+    let address = step === null ? lookUp(index) : own.row(index);
+    for (let i = 0; i < passes; i++) {
+      const here = i === 0 ? index : asm.op('add.s32', index, i * rowStep);
+      if (i > 0) address = step === null ? lookUp(here) : asm.op('add.s64', address, step);
+      const inside = asm.op('setp.lt.s32', here, limit);
+      const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
+      let slot = at;
+      let offset = i * rowStep * pitch;
+      if (!swizzleRepeats && i > 0) {
+        const r = asm.op('add.s32', row, i * rowStep);
+        const moved = asm.op('shl.b32', asm.op('xor.b32', chunk, asm.op('and.b32', r, 7)), 4);
+        slot = asm.op('add.s32', target, asm.op('mad.lo.s32', r, pitch, moved));
+        offset = 0;
       }
-      if (outside !== undefined) asm.place(end);
+      copyChunk(asm, grain, slot, offset, address, valid);
+    }
+    if (outside !== undefined) asm.place(end);
+  };
+  return {
+    reader(source) {
+      const own = source.from(column);
+      return { load: (target, first, limit) => load(own, target, first, limit) };
     },
   };
 }

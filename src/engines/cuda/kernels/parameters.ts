@@ -83,6 +83,7 @@ const TABLE = {
   splits: number('splits'),
   splitBlocks: number('splitBlocks'),
   phase: number('phase'),
+  count: number('count'),
   scale: ['f32', (a) => a.problem.scale],
   scaleLog2: ['f32', (a) => a.problem.scale * LOG2E],
   seed0: ['b32', (a) => a.problem.dropout?.seed[0] ?? 0],
@@ -108,7 +109,9 @@ export const takeSides = (asm: Assembler, count: number): Reg<'b64'>[] =>
 
 /** Fills a launch's argument block. */
 export function fill(launch: Launch, args: Arguments): void {
-  for (const { name } of launch.kernel.text.parameters) {
+  for (const { name, type } of launch.kernel.text.parameters) {
+    // Tensor maps are bytes, which the kernel that wants them makes.
+    if (type === 'bytes') continue;
     const source: Source | undefined = (TABLE as Readonly<Record<string, Source>>)[name];
     launch.set(name, source === undefined ? (args.addresses[name] ?? 0) : source[1](args));
   }

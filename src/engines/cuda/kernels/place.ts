@@ -14,6 +14,13 @@ export interface Place {
   readonly sides: readonly Reg<'b64'>[];
 }
 
+/** Strides of a tensor in elements. */
+export interface StrideRegs {
+  readonly b: Reg<'b64'>;
+  readonly h: Reg<'b64'>;
+  readonly s: Reg<'b64'>;
+}
+
 /** Lengths and starts of sequence b. */
 export function placeOf(asm: Assembler, spec: Spec, b: Reg<'b32'>): Place {
   const sides = takeSides(asm, spec.sides.length);
@@ -32,7 +39,7 @@ export function placeOf(asm: Assembler, spec: Spec, b: Reg<'b32'>): Place {
 export function baseOf(
   asm: Assembler,
   tensor: Reg<'b64'>,
-  strides: { b: Reg<'b64'>; h: Reg<'b64'>; s: Reg<'b64'> },
+  strides: StrideRegs,
   at: { b: Reg<'b32'>; h: Reg<'b32'>; start: Reg<'b32'> },
   size: number,
 ): Reg<'b64'> {
@@ -50,33 +57,39 @@ export function queryRows(
   place: Place,
   h: Reg<'b32'>,
   tensor: Reg<'b64'>,
-  strides: { b: Reg<'b64'>; h: Reg<'b64'>; s: Reg<'b64'> },
+  strides: StrideRegs,
 ): RowSource {
   const base = baseOf(asm, tensor, strides, { b: place.b, h, start: place.qStart }, spec.size);
   return strided(asm, base, asm.op('mul.lo.s64', strides.s, spec.size));
 }
 
 /** Rows of k and v of one key head: strided, or found through the page table. */
-export function keyRows(asm: Assembler, spec: Spec, place: Place, hkv: Reg<'b32'>): { k: RowSource; v: RowSource } {
+export function keyRows(
+  asm: Assembler,
+  spec: Spec,
+  place: Place,
+  hkv: Reg<'b32'>,
+): { k: RowSource; v: RowSource; kStrides: StrideRegs; vStrides: StrideRegs } {
   const p = take(asm, 'k', 'v', 'kB', 'kH', 'kS', 'vB', 'vH', 'vS');
   const strides = { k: { b: p.kB, h: p.kH, s: p.kS }, v: { b: p.vB, h: p.vH, s: p.vS } };
   if (spec.pageSize === 0) {
-    const rows = (tensor: Reg<'b64'>, s: { b: Reg<'b64'>; h: Reg<'b64'>; s: Reg<'b64'> }): RowSource => {
+    const rows = (tensor: Reg<'b64'>, s: StrideRegs): RowSource => {
       const base = baseOf(asm, tensor, s, { b: place.b, h: hkv, start: place.kStart }, spec.size);
       return strided(asm, base, asm.op('mul.lo.s64', s.s, spec.size));
     };
-    return { k: rows(p.k, strides.k), v: rows(p.v, strides.v) };
+    return { k: rows(p.k, strides.k), v: rows(p.v, strides.v), kStrides: strides.k, vStrides: strides.v };
   }
   const { pages, maxPages } = take(asm, 'pages', 'maxPages');
   const firstPage = asm.op('mul.wide.s32', asm.op('mul.lo.s32', place.b, maxPages), 4);
   const table = asm.op('add.s64', pages, firstPage);
   const zero = asm.constant('b32', 0);
-  const rows = (tensor: Reg<'b64'>, s: { b: Reg<'b64'>; h: Reg<'b64'>; s: Reg<'b64'> }): RowSource => {
+  const rows = (tensor: Reg<'b64'>, s: StrideRegs): RowSource => {
     const head = baseOf(asm, tensor, s, { b: zero, h: hkv, start: zero }, spec.size);
     const pageBytes = asm.op('mul.lo.s64', s.b, spec.size);
     const rowBytes = asm.op('mul.lo.s64', s.s, spec.size);
     return {
       strideBytes: null,
+      from: (bytes) => rows(asm.op('add.s64', tensor, bytes), s),
       row: (index) => {
         const row = asm.op('add.s32', index, place.kStart);
         const slot = asm.op('div.u32', row, spec.pageSize);
@@ -88,5 +101,5 @@ export function keyRows(asm: Assembler, spec: Spec, place: Place, hkv: Reg<'b32'
       },
     };
   };
-  return { k: rows(p.k, strides.k), v: rows(p.v, strides.v) };
+  return { k: rows(p.k, strides.k), v: rows(p.v, strides.v), kStrides: strides.k, vStrides: strides.v };
 }

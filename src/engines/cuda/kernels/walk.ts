@@ -32,13 +32,23 @@ export interface WalkOptions {
 export function walkBlocks(asm: Assembler, { rowStart, runs, rows, rowStride }: WalkOptions): BlockWalk {
   const block = asm.constant('b32', 0);
   const partial = asm.constant('b32', 0);
-  const row = asm.constant('b32', -1);
+  const several = rows > 1;
+  const row = asm.constant('b32', several ? -1 : 0);
   const end = asm.constant('b32', 0);
   const run = asm.constant('b32', 0);
   const lastRun = asm.constant('b32', 0);
   const more = asm.reg('pred');
   const startAt = asm.op('mov.b64', rowStart);
   const strideBytes = asm.op('mul.wide.s32', rowStride, 4);
+  const readRow = (): void => {
+    for (const [to, offset] of [
+      [run, 0],
+      [lastRun, 4],
+    ] as const)
+      asm.emit('ld.global.nc.b32', to.name, asm.address('global', startAt, offset));
+    asm.set(startAt, 'add.s64', startAt, strideBytes);
+  };
+  if (!several) readRow();
 
   /** Reads run number `run`, or goes on to the next row that has any. */
   const nextRun = (): void => {
@@ -46,18 +56,16 @@ export function walkBlocks(asm: Assembler, { rowStart, runs, rows, rowStride }: 
     const read = asm.label('run');
     const done = asm.label('walked');
     asm.place(search);
-    asm.branch(read, asm.op('setp.lt.s32', run, lastRun), { uniform: true });
-    asm.set(row, 'add.s32', row, 1);
-    asm.set(more, 'setp.lt.s32', row, rows);
-    asm.branch(done, more, { negate: true, uniform: true });
-    for (const [to, offset] of [
-      [run, 0],
-      [lastRun, 4],
-    ] as const)
-      asm.emit('ld.global.nc.b32', to.name, asm.address('global', startAt, offset));
-    asm.set(startAt, 'add.s64', startAt, strideBytes);
-    asm.branch(search);
-    asm.place(read);
+    asm.set(more, 'setp.lt.s32', run, lastRun);
+    if (several) {
+      asm.branch(read, more, { uniform: true });
+      asm.set(row, 'add.s32', row, 1);
+      asm.set(more, 'setp.lt.s32', row, rows);
+      asm.branch(done, more, { negate: true, uniform: true });
+      readRow();
+      asm.branch(search);
+      asm.place(read);
+    } else asm.branch(done, more, { negate: true, uniform: true });
     const at = asm.op('add.s64', runs, asm.op('mul.wide.s32', run, 12));
     for (const [to, offset] of [
       [block, 0],
