@@ -23,7 +23,7 @@ interface Tf {
 
 /** `heads`: two-dimensional products a head at a time, which take its fast path. */
 export async function tfjs(way: 'batched' | 'heads'): Promise<Contender> {
-  const tf = await loadPeer<Tf>('@tensorflow/tfjs-core');
+  const tf = await loadPeer<Tf>('@tensorflow/tfjs');
   const backend = await loadPeer<{ setWasmPaths(path: string): void; default?: { setWasmPaths(path: string): void } }>(
     '@tensorflow/tfjs-backend-wasm',
   );
