@@ -51,7 +51,7 @@ async function opened(probe: Probe, flags: EngineFlags): Promise<Finding> {
 }
 
 function describe({ probe, caps }: Finding): string {
-  if (!probe.available) return `✗ ${probe.engine}: ${probe.reason}`;
+  if (!probe.available) return `✗ ${probe.engine}: ${probe.reason.replace(`${probe.engine}: `, '')}`;
   if (caps === null) return `✓ ${probe.engine}: ${probe.detail}`;
   const features = Object.entries(caps.features).map(([name, value]) => [`    ${name}`, String(value)] as const);
   const rates = `${count(caps.flops)}FLOP/s, ${count(caps.bandwidth)}B/s (estimates that plans are ranked by)`;
