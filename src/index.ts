@@ -47,6 +47,15 @@ export {
 } from './core/errors.ts';
 export { type HostTensor, type TensorLike, tensor, zeros } from './core/tensor.ts';
 export type { Caps, Engine, EngineName, EngineTensor, Probe } from './engine/contract.ts';
+export { formatNpy, parseNpy } from './interop/npy.ts';
+export {
+  type OnnxAttentionAttributes,
+  type OnnxAttentionInputs,
+  type OnnxAttentionOptions,
+  type OnnxAttentionOutputs,
+  onnxAttention,
+} from './interop/onnx.ts';
+export { formatSafetensors, readSafetensor } from './interop/safetensors.ts';
 export * as expr from './mods/build.ts';
 export type { Bool, Expr, F32, I32, Mask, MaskContext, Mod, ScoreContext } from './mods/expr.ts';
 export * from './mods/library.ts';

@@ -3,7 +3,7 @@ import { ArgumentError, DisposedError } from '../core/errors.ts';
 import { type HostTensor, sameShape, sizeOf, type TensorLike, zeros } from '../core/tensor.ts';
 import type { EngineTensor, RunOptions } from '../engine/contract.ts';
 import { type AttentionResult, forwardInParts, forwardResident } from './attention.ts';
-import type { GradOptions } from './options.ts';
+import { checkNames, type GradOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
 import { isEmpty } from './request.ts';
 import {
@@ -85,6 +85,7 @@ export async function attentionWithGrads(
   options: GradOptions = {},
 ): Promise<AttentionWithGrads<Tensor>> {
   const { grads = {}, ...rest } = options;
+  checkNames(rest, ['into']);
   rest.signal?.throwIfAborted();
   const call = await prepareCall(q, k, v, rest, grads);
   const saved = new Arena(call.engine);

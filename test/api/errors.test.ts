@@ -145,6 +145,13 @@ test('a detached buffer is refused', async () => {
   );
 });
 
+test('options of other calls are refused', async () => {
+  await rejects(() => attention(q, k, v, bad({ grads: {} })), ArgumentError, 'options');
+  await rejects(() => attentionWithGrads(q, k, v, bad({ into: { out: q } })), ArgumentError, 'options');
+  await rejects(() => attention(q, k, v, bad({ mask: null })), ArgumentError, 'mask');
+  await attention(q, k, v, { mask: undefined, causal: undefined, engine: 'math' });
+});
+
 test('gradients that do not fit are refused by name', async () => {
   const run = await attentionWithGrads(q, k, v, { engine: 'math' });
   await rejects(() => run.backward(r(B, Hq, Sq, D + 1)), ArgumentError, 'dOut');
