@@ -82,7 +82,8 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
   try {
     for (const task of tasks) {
       const what = `N = ${task.n} ${task.causal ? 'causal' : 'full'}`;
-      const data = inputs(task.n);
+      // Made when first needed: at the longest lengths this alone takes seconds.
+      let data: Inputs | undefined;
       const run = async (who: 'tilewise' | 'standard', on: Engine) => {
         const seconds = task.expected[who];
         const left = (settings.deadline - performance.now()) / 1000;
@@ -90,6 +91,7 @@ export async function sweep(tasks: readonly SweepTask[], settings: SweepSettings
         if (seconds > left) return { kind: 'left out', why } as const;
         const onProgress = (share: number): void => bar.update((done + share * seconds) / total, `${who} ${what}`);
         onProgress(0);
+        data ??= inputs(task.n);
         const call = { ...data, options: { causal: task.causal }, grads: task.grads };
         return { kind: 'measured', result: await measure(on, call, { seconds: task.repeat, onProgress }) } as const;
       };

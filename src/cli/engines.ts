@@ -16,7 +16,7 @@ export const engineOptions = (to: Command): Command =>
   to
     .option(
       '--engine <name>',
-      `engine: ${AUTO_ORDER.join(', ')}, math, or auto (the fastest here); default: wasm, then reference`,
+      `engine: ${AUTO_ORDER.join(', ')}, math, or auto (all in this order); default: wasm, then reference`,
     )
     .option('--threads <n>', 'threads of the wasm engine; default: one a hardware thread', integer(1))
     .option('--no-revectorize', "leave V8's experimental 256-bit mode off");
