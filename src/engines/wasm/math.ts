@@ -23,7 +23,7 @@ import {
 } from './asm/values.ts';
 import { exp, log, tanh } from './functions.ts';
 import { loadSide, type Side } from './sides.ts';
-import { floats, ints, type Vec, Vectors } from './tile.ts';
+import { ints, type Vec, type Vectors } from './tile.ts';
 
 export interface Scalar {
   readonly kind: 'scalar';
@@ -70,7 +70,7 @@ export function laneTarget(v: Vectors, at: Surroundings): Target<Value> {
     (apply: (v: Vectors, x: Vec) => Vec) =>
     (x: Value): Value => {
       if (x.kind === 'lanes') return { kind: 'lanes', type: 'f32', vec: apply(v, x.vec) };
-      const one = new Vectors(f, { ...v.shape, lanes: 4 });
+      const one = v.narrow;
       return scalar('f32', f32x4.extract_lane(apply(one, one.splat(x.value as F32))[0], 0));
     };
 
@@ -184,7 +184,7 @@ export function laneTarget(v: Vectors, at: Surroundings): Target<Value> {
 /** Any value as one register a four lanes. */
 export function widenScalar(v: Vectors, { type, value, constant }: Scalar): Vec {
   if (constant !== undefined)
-    return v.repeat(type === 'f32' ? floats(constant) : ints(type === 'bool' ? -constant : constant));
+    return type === 'f32' ? v.constant(constant) : v.bits(type === 'bool' ? -constant : constant);
   if (type === 'f32') return v.splat(value as F32);
   const bits = type === 'bool' ? i32.sub(0, value as I32) : (value as I32);
   return v.repeat(v.f.let(i32x4.splat(bits)));

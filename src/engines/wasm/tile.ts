@@ -5,6 +5,7 @@
  */
 import type { FuncBuilder, Local } from './asm/func.ts';
 import { type F32, f32x4, type I32, i8x16, i32, i32x4, type V128, v128, v128Const } from './asm/values.ts';
+import type { WasmCaps } from './kernel.ts';
 
 export type Vec = readonly V128[];
 
@@ -17,12 +18,17 @@ export interface Shape {
   /** Rounds of a product's inner loop in one piece. */
   readonly unroll: number;
   readonly relaxed: boolean;
+  /** Products and the softmax are calls of machine code (kernels/calls.ts); lanes are two of its vectors. */
+  readonly native: boolean;
 }
 
 /** Register tiles that fit sixteen registers: measured in docs/kernels.md. */
-export function shapeOf(caps: { readonly relaxed: boolean; readonly wide: boolean; readonly unroll: boolean }): Shape {
-  if (!caps.unroll) return { lanes: 8, rows: 4, unroll: 1, relaxed: caps.relaxed };
-  return { lanes: caps.wide ? 16 : 8, rows: 6, unroll: 8, relaxed: caps.relaxed };
+export function shapeOf(caps: Pick<WasmCaps, 'relaxed' | 'wide' | 'unroll' | 'native'>): Shape {
+  const { relaxed } = caps;
+  if (caps.native > 0)
+    return { lanes: caps.native / 16, rows: caps.native === 512 ? 3 : 6, unroll: 1, relaxed, native: true };
+  if (!caps.unroll) return { lanes: 8, rows: 4, unroll: 1, relaxed, native: false };
+  return { lanes: caps.wide ? 16 : 8, rows: 6, unroll: 8, relaxed, native: false };
 }
 
 const floatBits = new Int32Array(new Float32Array(1).buffer);
@@ -35,6 +41,36 @@ export function floats(x: number): V128 {
 }
 export const ints = (x: number): V128 => v128Const([x, x, x, x]);
 
+/**
+ * Constants in memory. V8 makes a vector constant anew at every use, with two shuffles, also inside loops; loading it is one
+ * cheap instruction. Functions that are given the table's address use it, the others write constants in line.
+ */
+export class ConstantTable {
+  static readonly bytes = 512;
+  readonly #words: number[] = [];
+
+  /** Offset of a 32-bit word in the table, or null when it is full. */
+  offsetOf(bits: number): number | null {
+    const found = this.#words.indexOf(bits);
+    if (found >= 0) return 4 * found;
+    if (4 * this.#words.length >= ConstantTable.bytes) return null;
+    return 4 * (this.#words.push(bits) - 1);
+  }
+
+  /** Emits stores of all constants asked for so far: in the entry function, which is emitted last. */
+  fill(f: FuncBuilder, at: I32): void {
+    this.#words.forEach((bits, i) => {
+      f.do(i32.store(at, bits, 4 * i));
+    });
+  }
+}
+
+/** A table and its address at run time. */
+export interface Constants {
+  readonly table: ConstantTable;
+  readonly at: Local<'i32'>;
+}
+
 /** Operations on Vecs inside one function. Results are locals: a Vec may be used many times. */
 export class Vectors {
   readonly f: FuncBuilder;
@@ -44,7 +80,10 @@ export class Vectors {
   /** Bytes of a Vec. */
   readonly bytes: number;
 
-  constructor(f: FuncBuilder, shape: Shape) {
+  readonly #constants: Constants | null;
+
+  constructor(f: FuncBuilder, shape: Shape, constants: Constants | null = null) {
+    this.#constants = constants;
     this.f = f;
     this.shape = shape;
     this.width = shape.lanes / 4;
@@ -59,6 +98,24 @@ export class Vectors {
   /** The same register for every four lanes. */
   repeat(register: V128): Vec {
     return Array<V128>(this.width).fill(register);
+  }
+
+  /** The same constant float in all lanes. */
+  constant(x: number): Vec {
+    floatView[0] = x;
+    return this.bits(floatBits[0]);
+  }
+
+  /** The same 32-bit word in all lanes. */
+  bits(word: number): Vec {
+    const offset = this.#constants?.table.offsetOf(word | 0) ?? null;
+    if (this.#constants === null || offset === null) return this.repeat(ints(word | 0));
+    return this.repeat(this.f.let(v128.load32_splat(this.#constants.at, offset), 'c'));
+  }
+
+  /** Four lanes of the same kind, for values that are the same in all lanes. */
+  get narrow(): Vectors {
+    return new Vectors(this.f, { ...this.shape, lanes: 4 }, this.#constants);
   }
 
   splat(x: F32): Vec {

@@ -16,7 +16,7 @@ import { ModuleBuilder } from '../asm/module.ts';
 import { f32Const, i32, i32Const } from '../asm/values.ts';
 import type { Phase, WasmCaps, WasmKernel } from '../kernel.ts';
 import type { Stored } from '../storage.ts';
-import { floats, type Shape, shapeOf, Vectors } from '../tile.ts';
+import { ConstantTable, floats, type Shape, shapeOf, Vectors } from '../tile.ts';
 import { BACKWARD, CHAIN, dqPlanOf, HEAD, splitsOf, writeChains } from './chains.ts';
 import { emitDelta, emitSumDq, emitSumSide, emitSumSink, PHASE, SIDE_ITEM } from './delta.ts';
 import { expressionsOf } from './expressions.ts';
@@ -70,6 +70,7 @@ const scratchOf = ({ D, Dv }: Problem, { blockQ, blockK }: BackwardConfig, lanes
     dp: scores,
     ds: blockQ * blockK * 4,
     flag: 4,
+    constants: ConstantTable.bytes,
   });
 };
 
@@ -98,6 +99,7 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
   const row = shape.lanes * 4;
   const dsRow = blockK * 4;
   const m = new ModuleBuilder(caps.shared);
+  const table = new ConstantTable();
   emitDelta(m, problem, shape, dqRow * 4);
   const loadK = emitTransposeIn(m, 'load_k', shape, dtype, D, group.total);
   const loadV = emitTransposeIn(m, 'load_v', shape, dtype, Dv, group.total);
@@ -118,11 +120,11 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
   const carefulQueries = checkFinite && emitCarefulProduct(m, 'careful_d_q', shape, dqSpec);
 
   const expressions = { ...expressionsOf(problem), mod: derivatives?.value ?? null };
-  const weights = emitWeights(m, 'weights', shape, { ...expressions, mask: null });
-  const maskedWeights = mask && emitWeights(m, 'masked_weights', shape, expressions);
+  const weights = emitWeights(m, 'weights', shape, { ...expressions, mask: null }, table);
+  const maskedWeights = mask && emitWeights(m, 'masked_weights', shape, expressions, table);
   const drop = dropout && emitDropWeights(m, shape);
   const dScore = derivatives?.dScore ?? null;
-  const gradients = emitScoreGradients(m, shape, dsRow, { ...expressions, dScore, terms });
+  const gradients = emitScoreGradients(m, shape, dsRow, { ...expressions, dScore, terms }, table);
 
   const operands = { q: 'i32', dOut: 'i32', group: 'i32', scratch: 'i32', ds: 'i32', partial: 'i32' } as const;
   /** One block of queries against one group of keys. */
@@ -132,7 +134,7 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
     const p = derivatives ? part('p') : s;
     const kept = drop ? part('kept') : p;
     const dp = part('dp');
-    const block = [a.params, a.chain, a.head, a.kv0, a.q0, a.rows] as const;
+    const block = [a.constants, a.params, a.chain, a.head, a.kv0, a.q0, a.rows] as const;
     f.call(scores, a.q, i32.add(a.group, group.k), s, a.rows, D);
     const plain = (): void => f.call(weights, ...block, s, p);
     if (maskedWeights) f.if(a.partial, () => f.call(maskedWeights, ...block, s, p), plain);
@@ -160,6 +162,8 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
     const left = f.let(i32.sub(CHAIN.i32(chain, 'lenK'), kv0), 'left');
     f.if(i32.le_s(left, 0), () => f.return());
     const keys = f.let(minimum(f, left, i32Const(blockK)), 'keys');
+    const constants = f.let(at('constants'), 'constants');
+    table.fill(f, constants);
     const groups = f.let(at('groups'), 'groups');
     const count = i32.div_u(i32.add(keys, shape.lanes - 1), shape.lanes);
     const end = f.let(i32.add(groups, i32.mul(count, group.total)), 'end');
@@ -194,7 +198,7 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
         const ds = f.let(at('ds'), 'ds');
         const lane0 = f.let(kv0, 'lane0');
         f.sweep(groups, end, group.total, (g) => {
-          f.call(pair, params, chain, head, lane0, q0, n, q, dOut, g, a.scratch, ds, partial);
+          f.call(pair, constants, params, chain, head, lane0, q0, n, q, dOut, g, a.scratch, ds, partial);
           f.bump(lane0, shape.lanes);
           f.bump(ds, row);
         });

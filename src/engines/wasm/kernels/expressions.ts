@@ -7,7 +7,7 @@ import type { Problem } from '../../../problem/problem.ts';
 import type { Local } from '../asm/func.ts';
 import { i32, i32x4, v128 } from '../asm/values.ts';
 import { type Lanes, laneTarget, type Scalar, type Surroundings, type Value, widenScalar } from '../math.ts';
-import { floats, iota, type Vec, type Vectors } from '../tile.ts';
+import { iota, type Vec, type Vectors } from '../tile.ts';
 
 /** Simplified once a compilation. */
 export interface Expressions {
@@ -86,4 +86,4 @@ export const asVec = (v: Vectors, x: Value): Vec => (x.kind === 'lanes' ? x.vec 
 
 /** Scores where the mask lets them be, -inf elsewhere. */
 export const masked = (v: Vectors, score: Vec, mask: Value): Vec =>
-  v.map((s, p) => v128.bitselect(s, floats(Number.NEGATIVE_INFINITY), p), score, asVec(v, mask));
+  v.map((s, p, l) => v128.bitselect(s, l, p), score, asVec(v, mask), v.constant(Number.NEGATIVE_INFINITY));

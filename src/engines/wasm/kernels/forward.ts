@@ -9,16 +9,16 @@ import type { Callable } from '../asm/func.ts';
 import { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32Const, i32, i32Const } from '../asm/values.ts';
 import type { WasmCaps, WasmKernel } from '../kernel.ts';
-import type { GemmKind } from '../native/gemm.ts';
+import type { RoutineKind } from '../native/routines.ts';
 import type { Stored } from '../storage.ts';
-import { type Shape, shapeOf, Vectors } from '../tile.ts';
+import { ConstantTable, type Shape, shapeOf, Vectors } from '../tile.ts';
+import { Routines } from './calls.ts';
 import { expressionsOf } from './expressions.ts';
 import { codeKey, refuseStorage } from './identity.ts';
 import { forBlocks, ITEM, minimum, writeQueryItems } from './items.ts';
 import { emitCheckFinite, emitFetch } from './keys.ts';
 import { arrays } from './layout.ts';
 import { PARAMS, writeParams } from './params.ts';
-import { Products } from './products.ts';
 import { emitTransposeIn, emitTransposeOut } from './rows.ts';
 import { emitDrop, emitModify } from './scores.ts';
 import { emitCarefulOut, emitEmpty, emitFinish, emitOut, emitScores, emitSoftmax, groupOf, workOf } from './softmax.ts';
@@ -33,7 +33,7 @@ export interface ForwardConfig extends Config {
 function plan(problem: Problem, config: ForwardConfig, shape: Shape) {
   const { D, Dv } = problem;
   const { blockQ, blockK } = config;
-  const block = { shape, D, Dv, blockK, products: null };
+  const block = { shape, D, Dv, blockK, routines: null };
   const group = groupOf(shape, D, Dv);
   const work = workOf(block);
   const scratch = arrays({
@@ -46,8 +46,9 @@ function plan(problem: Problem, config: ForwardConfig, shape: Shape) {
   return { block, group, work, scratch };
 }
 
-const productsOf = (shape: Shape): readonly GemmKind[] =>
-  shape.native ? (['zero', 'rescale'] as const).map((start) => ({ N: shape.lanes, start })) : [];
+const ROUTINES = ['zero', 'rescale', 'maximum', 'softmax'] as const;
+const routinesOf = ({ native, lanes }: Shape): readonly RoutineKind[] =>
+  native ? ROUTINES.map((routine) => ({ routine, N: lanes })) : [];
 
 function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleBuilder {
   const shape = shapeOf(caps);
@@ -55,7 +56,8 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
   const dtype = problem.dtype as Stored;
   const { group, work, scratch, ...planned } = plan(problem, config, shape);
   const m = new ModuleBuilder(caps.shared);
-  const block = { ...planned.block, products: shape.native ? new Products(m, productsOf(shape)) : null };
+  const table = new ConstantTable();
+  const block = { ...planned.block, routines: shape.native ? new Routines(m, routinesOf(shape)) : null };
   const loadQ = emitTransposeIn(m, 'load_q', shape, dtype, D, group.total);
   const storeOut = emitTransposeOut(m, 'store_out', shape, dtype, Dv, group.total);
   const fetchK = emitFetch(m, problem, 'k');
@@ -63,11 +65,11 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
   const empty = emitEmpty(m, block, group);
   const finish = emitFinish(m, block, group);
   const scores = emitScores(m, block);
-  const softmax = emitSoftmax(m, block, group, work);
+  const softmax = emitSoftmax(m, block, group, work, table);
   const out = emitOut(m, block);
   const expressions = expressionsOf(problem);
-  const modify = mod && emitModify(m, 'modify', block, group, work, { ...expressions, mask: null });
-  const modifyPartial = mask && emitModify(m, 'modify_partial', block, group, work, expressions);
+  const modify = mod && emitModify(m, 'modify', block, group, work, { ...expressions, mask: null }, table);
+  const modifyPartial = mask && emitModify(m, 'modify_partial', block, group, work, expressions, table);
   const carefulOut = mask && emitCarefulOut(m, block);
   const checkFinite = mask && emitCheckFinite(m);
   const drop = dropout && emitDrop(m, block, work);
@@ -116,7 +118,8 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
     const groups = f.let(i32.add(a.scratch, scratch.groups), 'groups');
     const count = i32.div_u(i32.add(rows, shape.lanes - 1), shape.lanes);
     const end = f.let(i32.add(groups, i32.mul(count, group.total)), 'end');
-    const work = f.let(i32.add(a.scratch, scratch.work), 'work');
+    const workspace = f.let(i32.add(a.scratch, scratch.work), 'work');
+    table.fill(f, f.let(i32.add(workspace, work.constants), 'constants'));
     const factor = PARAMS.f32(params, 'factor');
     f.call(loadQ, ITEM.i32(item, 'q'), PARAMS.i32(params, 'strideQ'), rows, factor, i32.add(groups, group.q));
     const logit = sink
@@ -136,7 +139,7 @@ function build(problem: Problem, config: ForwardConfig, caps: WasmCaps): ModuleB
         });
       const lane0 = f.let(ITEM.i32(item, 'q0'), 'lane0');
       f.sweep(groups, end, group.total, (g) => {
-        f.call(attend, params, item, lane0, kv0, k, v, n, g, work, partial, flag);
+        f.call(attend, params, item, lane0, kv0, k, v, n, g, workspace, partial, flag);
         f.bump(lane0, shape.lanes);
       });
     });
@@ -179,7 +182,7 @@ export const forward: WasmKernel<ForwardConfig> = {
   compile: (problem, config, caps) => ({
     module: build(problem, config, caps).bytes(),
     scratch: plan(problem, config, shapeOf(caps)).scratch.total,
-    products: productsOf(shapeOf(caps)),
+    routines: routinesOf(shapeOf(caps)),
   }),
   launch(problem, config, at, heap) {
     const { items, count } = writeQueryItems(problem, config.blockQ, config.blockK, at, heap);

@@ -7,16 +7,17 @@ import type { F32 } from '../../../mods/expr.ts';
 import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32x4, i32, i32Const, i32x4, type V128, v128, v128Const } from '../asm/values.ts';
-import { exp2Negative } from '../functions.ts';
+import { exp2Constants, exp2Negative } from '../functions.ts';
 import { philox, splatWord } from '../philox.ts';
-import { floats, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
+import { type ConstantTable, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
 import { CHAIN, HEAD } from './chains.ts';
 import { asVec, type Expressions, loopOver, masked, type Positions } from './expressions.ts';
 import { PARAMS, sideReader } from './params.ts';
 import { emitScatter, keepValid, type SideTerm, sameForQueries } from './side_grads.ts';
 
-/** What the functions below are told of the block: records, first key of the group, first query and number of queries. */
+/** What the functions below are told of the block: constants, records, first key of the group, first query, queries. */
 export const BLOCK = {
+  constants: 'i32',
   params: 'i32',
   chain: 'i32',
   head: 'i32',
@@ -40,9 +41,17 @@ function positions(v: Vectors, a: Block): Positions {
 }
 
 /** (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. */
-export function emitWeights(m: ModuleBuilder, name: string, shape: Shape, { mod, mask, sides }: Expressions): Callable {
+export function emitWeights(
+  m: ModuleBuilder,
+  name: string,
+  shape: Shape,
+  { mod, mask, sides }: Expressions,
+  table: ConstantTable,
+): Callable {
   return m.func(name, { ...BLOCK, s: 'i32', p: 'i32' }, (f, a) => {
-    const v = new Vectors(f, shape);
+    const v = new Vectors(f, shape, { table, at: a.constants });
+    const constants = exp2Constants(v);
+    const log2e = v.constant(LOG2E);
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
     const lse = f.let(i32.add(HEAD.i32(a.head, 'rowLse'), i32.mul(a.q0, 4)), 'lse');
     const at = positions(v, a);
@@ -62,7 +71,8 @@ export function emitWeights(m: ModuleBuilder, name: string, shape: Shape, { mod,
         a.p,
         exp2Negative(
           v,
-          v.map((x) => f32x4.mul(x, floats(LOG2E)), distance),
+          v.map((x, c) => f32x4.mul(x, c), distance, log2e),
+          constants,
         ),
       );
       f.bump(a.s, v.bytes);
@@ -117,11 +127,18 @@ export interface ScoreGradients extends Expressions {
  * (BLOCK, s, p, kept, dp, ds): ds = (kept * dp - p * delta) * scale * dScore, exactly 0 where p is, into rows of `dsRow`
  * bytes; and what the side tensors get of it. `kept` is p itself without dropout.
  */
-export function emitScoreGradients(m: ModuleBuilder, shape: Shape, dsRow: number, e: ScoreGradients): Callable {
+export function emitScoreGradients(
+  m: ModuleBuilder,
+  shape: Shape,
+  dsRow: number,
+  e: ScoreGradients,
+  table: ConstantTable,
+): Callable {
   const { dScore, terms, sides } = e;
   const buffers = { s: 'i32', p: 'i32', kept: 'i32', dp: 'i32', ds: 'i32' } as const;
   return m.func('score_gradients', { ...BLOCK, ...buffers }, (f, a) => {
-    const v = new Vectors(f, shape);
+    const v = new Vectors(f, shape, { table, at: a.constants });
+    const zero = v.repeat(f.let(ints(0), 'zero'));
     const scale = v.splat(PARAMS.f32(a.params, 'scale'));
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
     const delta = f.let(i32.add(HEAD.i32(a.head, 'delta'), i32.mul(a.q0, 4)), 'delta');
@@ -141,11 +158,11 @@ export function emitScoreGradients(m: ModuleBuilder, shape: Shape, dsRow: number
       const p = v.load(a.p);
       const shift = v.splat(f32.neg(f32.load(delta)));
       const raw = v.map((k, d, w, t) => v.madd(k, d, f32x4.mul(w, t)), v.load(a.kept), v.load(a.dp), p, shift);
-      const natural = v.map((x, w) => v128.and(x, f32x4.ne(w, floats(0))), raw, p);
+      const natural = v.map((x, w, z) => v128.and(x, f32x4.ne(w, z)), raw, p, zero);
       let gradient: Vec = v.map((x, c) => f32x4.mul(x, c), natural, scale);
       if (dScore) {
         const values = emit(v.map((x, c) => f32x4.mul(x, c), v.load(a.s), toScore));
-        const seen = v.map((w) => f32x4.ne(w, floats(0)), p);
+        const seen = v.map((w, z) => f32x4.ne(w, z), p, zero);
         gradient = v.map((x, d, n) => v128.and(f32x4.mul(x, d), n), gradient, asVec(v, values[0]), seen);
         let next = 1;
         places = terms.map(({ load }, i) => {

@@ -3,7 +3,7 @@ import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32x4, i32, i32x4, type V128, v128 } from '../asm/values.ts';
 import { philox, splatWord } from '../philox.ts';
-import { iota, type Vec, Vectors } from '../tile.ts';
+import { type ConstantTable, iota, type Vec, Vectors } from '../tile.ts';
 import { asVec, type Expressions, loopOver, masked } from './expressions.ts';
 import { ITEM } from './items.ts';
 import { PARAMS, sideReader } from './params.ts';
@@ -20,6 +20,7 @@ export function emitModify(
   group: Group,
   work: Work,
   { mod, mask, sides }: Expressions,
+  table: ConstantTable,
 ): Callable {
   const params = {
     params: 'i32',
@@ -31,7 +32,7 @@ export function emitModify(
     rows: 'i32',
   } as const;
   return m.func(name, params, (f, a) => {
-    const v = new Vectors(f, shape);
+    const v = new Vectors(f, shape, { table, at: f.let(i32.add(a.work, work.constants), 'constants') });
     const kv = f.let(a.kv0, 'kv');
     const p = f.let(i32.add(a.work, work.p), 'p');
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));

@@ -9,11 +9,10 @@ import { LOG2E } from '../../../core/math.ts';
 import type { Callable } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32x4, type I32, i32, v128 } from '../asm/values.ts';
-import { exp2Negative, log } from '../functions.ts';
-import { DESCRIPTOR } from '../native/gemm.ts';
-import { accumulators, floats, ints, product, type Shape, type Vec, Vectors } from '../tile.ts';
+import { exp2Constants, exp2Negative, log } from '../functions.ts';
+import { accumulators, ConstantTable, floats, ints, product, type Shape, type Vec, Vectors } from '../tile.ts';
+import { DESCRIPTOR_BYTES, type Routines } from './calls.ts';
 import { arrays } from './layout.ts';
-import type { Products } from './products.ts';
 
 /**
  * The maximum of a row that has seen no key: below every score, and finite after it was multiplied by `slope`, so that
@@ -52,15 +51,21 @@ export interface BlockShape {
   readonly D: number;
   readonly Dv: number;
   readonly blockK: number;
-  /** Products in machine code, where the shape has them. */
-  readonly products: Products | null;
+  /** Machine code, where the shape has it. */
+  readonly routines: Routines | null;
 }
 
-/** Scratch of one block: scores (then probabilities) [blockK][lanes], the new maximum, alpha. */
+/** Scratch of one block: scores (then probabilities) [blockK][lanes], the new maximum, alpha; and constants. */
 export type Work = ReturnType<typeof workOf>;
 export const workOf = ({ shape, blockK }: BlockShape) => {
   const row = shape.lanes * 4;
-  return arrays({ p: blockK * row, max: row, alpha: row, descriptor: DESCRIPTOR.bytes });
+  return arrays({
+    p: blockK * row,
+    max: row,
+    alpha: row,
+    descriptor: DESCRIPTOR_BYTES,
+    constants: ConstantTable.bytes,
+  });
 };
 
 /** (k, q, p, max): a register tile of scores; the maximum of its rows goes into `max`. */
@@ -85,31 +90,22 @@ export function emitScoreTile(m: ModuleBuilder, { shape, D }: BlockShape, rows: 
 
 /** (k, q, p, max, rows): all scores of a block, and their maximum over `max`. */
 export const emitScores = (m: ModuleBuilder, block: BlockShape): Callable =>
-  block.products === null ? emitTiledScores(m, block) : emitCalledScores(m, block, block.products);
+  block.routines === null ? emitTiledScores(m, block) : emitCalledScores(m, block, block.routines);
 
-/** The product is a call; the maximum is taken from what it wrote, which the nearest cache still holds. */
-function emitCalledScores(m: ModuleBuilder, block: BlockShape, products: Products): Callable {
+function emitCalledScores(m: ModuleBuilder, block: BlockShape, routines: Routines): Callable {
   const { shape, D } = block;
   const work = workOf(block);
   const row = shape.lanes * 4;
   return m.func('scores', { k: 'i32', q: 'i32', p: 'i32', max: 'i32', rows: 'i32' }, (f, a) => {
-    products.call(f, shape.lanes, 'zero', i32.add(a.p, work.descriptor - work.p), {
+    const descriptor = i32.add(a.p, work.descriptor - work.p);
+    routines.product(f, 'zero', descriptor, {
       a: { at: a.k, row: 4 * D, column: 4 },
       b: { at: a.q, row },
       c: { at: a.p, row },
       M: a.rows,
       K: D,
     });
-    const v = new Vectors(f, shape);
-    const max = v.load(a.max);
-    f.for(0, a.rows, 1, () => {
-      v.set(
-        max,
-        v.map((x, y) => f32x4.pmax(x, y), max, v.load(a.p)),
-      );
-      f.bump(a.p, row);
-    });
-    v.store(a.max, max);
+    routines.maximum(f, descriptor, a);
   });
 }
 
@@ -135,38 +131,53 @@ function emitTiledScores(m: ModuleBuilder, block: BlockShape): Callable {
 }
 
 /** (group, work, rows, slope): probabilities in place of scores; maximum, sum and alpha brought up to date. */
-export function emitSoftmax(m: ModuleBuilder, { shape }: BlockShape, group: Group, work: Work): Callable {
+export function emitSoftmax(
+  m: ModuleBuilder,
+  block: BlockShape,
+  group: Group,
+  work: Work,
+  table: ConstantTable,
+): Callable {
+  const { shape, routines } = block;
   return m.func('softmax', { group: 'i32', work: 'i32', rows: 'i32', slope: 'f32' }, (f, a) => {
-    // At most sixteen lanes at a time: more would not stay in registers.
-    const lanes = Math.min(shape.lanes, 16);
-    const v = new Vectors(f, { ...shape, lanes });
-    const slope = v.splat(a.slope);
-    for (let at = 0; at < shape.lanes * 4; at += v.bytes) {
-      const max = v.load(a.work, work.max + at);
-      const shift = v.map((x, c) => f32x4.neg(f32x4.mul(x, c)), max, slope);
-      const before = v.load(a.group, group.max + at);
-      const alpha = exp2Negative(
-        v,
-        v.map((x, y, c) => f32x4.mul(f32x4.sub(x, y), c), before, max, slope),
-      );
-      v.store(a.work, alpha, work.alpha + at);
-      v.store(a.group, max, group.max + at);
-      const sum = v.map((x, y) => f32x4.mul(x, y), v.load(a.group, group.sum + at), alpha);
-      const p = f.let(i32.add(a.work, work.p + at), 'p');
-      f.for(0, a.rows, 1, () => {
-        const weights = exp2Negative(
-          v,
-          v.map((x, c, b) => v.madd(x, c, b), v.load(p), slope, shift),
-        );
-        v.store(p, weights);
-        v.set(
-          sum,
-          v.map((x, y) => f32x4.add(x, y), sum, weights),
-        );
-        f.bump(p, shape.lanes * 4);
+    if (routines !== null) {
+      routines.softmax(f, i32.add(a.work, work.descriptor), {
+        p: i32.add(a.work, work.p),
+        rows: a.rows,
+        max: i32.add(a.work, work.max),
+        before: i32.add(a.group, group.max),
+        sum: i32.add(a.group, group.sum),
+        alpha: i32.add(a.work, work.alpha),
+        slope: a.slope,
       });
-      v.store(a.group, sum, group.sum + at);
+      return;
     }
+    const v = new Vectors(f, shape, { table, at: f.let(i32.add(a.work, work.constants), 'constants') });
+    const constants = exp2Constants(v);
+    const slope = v.splat(a.slope);
+    const max = v.load(a.work, work.max);
+    const shift = v.map((x, c) => f32x4.neg(f32x4.mul(x, c)), max, slope);
+    const before = v.load(a.group, group.max);
+    const alpha = exp2Negative(
+      v,
+      v.map((x, y, c) => f32x4.mul(f32x4.sub(x, y), c), before, max, slope),
+      constants,
+    );
+    v.store(a.work, alpha, work.alpha);
+    v.store(a.group, max, group.max);
+    const sum = v.map((x, y) => f32x4.mul(x, y), v.load(a.group, group.sum), alpha);
+    const p = f.let(i32.add(a.work, work.p), 'p');
+    f.for(0, a.rows, 1, () => {
+      const exponents = v.map((x, c, b) => v.madd(x, c, b), v.load(p), slope, shift);
+      const weights = exp2Negative(v, exponents, constants);
+      v.store(p, weights);
+      v.set(
+        sum,
+        v.map((x, y) => f32x4.add(x, y), sum, weights),
+      );
+      f.bump(p, v.bytes);
+    });
+    v.store(a.group, sum, group.sum);
   });
 }
 
@@ -185,14 +196,14 @@ function emitOutTile(m: ModuleBuilder, { shape, Dv }: BlockShape, columns: numbe
 
 /** (v, p, out, alpha, rows): the block's values added to the running output. */
 export const emitOut = (m: ModuleBuilder, block: BlockShape): Callable =>
-  block.products === null ? emitTiledOut(m, block) : emitCalledOut(m, block, block.products);
+  block.routines === null ? emitTiledOut(m, block) : emitCalledOut(m, block, block.routines);
 
-function emitCalledOut(m: ModuleBuilder, block: BlockShape, products: Products): Callable {
+function emitCalledOut(m: ModuleBuilder, block: BlockShape, routines: Routines): Callable {
   const { shape, Dv } = block;
   const work = workOf(block);
   const row = shape.lanes * 4;
   return m.func('out', { v: 'i32', p: 'i32', out: 'i32', alpha: 'i32', rows: 'i32' }, (f, a) => {
-    products.call(f, shape.lanes, 'rescale', i32.add(a.p, work.descriptor - work.p), {
+    routines.product(f, 'rescale', i32.add(a.p, work.descriptor - work.p), {
       a: { at: a.v, row: 4, column: 4 * Dv },
       b: { at: a.p, row },
       c: { at: a.out, row },
