@@ -7,7 +7,8 @@
  * Every group and number of threads has a process of its own; inside, everyone runs in turn.
  */
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { commit, machine } from '../src/cli/machine.ts';
 import { GROUPS } from './groups.ts';
@@ -91,6 +92,7 @@ const slug = `${about.cpu} ${cores} cores`
 const out =
   value('out') ??
   `bench/results/${slug}-${result.date.slice(0, 10)}-node${about.node.split('.')[0]}${flag('quick') ? '-quick' : ''}.json`;
+mkdirSync(dirname(out), { recursive: true });
 writeFileSync(out, `${JSON.stringify(result, null, 1)}\n`);
 console.error(`wrote ${out}`);
 
