@@ -50,7 +50,10 @@ export async function jax(): Promise<Contender> {
   };
   return {
     name: '@jax-js/jax wasm',
-    refuse: ({ N }) => (N > 2048 ? 'stores N x N: too slow to wait for' : null),
+    refuse({ N }) {
+      if (!('Iterator' in globalThis)) return 'needs iterator helpers (Node 22)';
+      return N > 2048 ? 'stores N x N: too slow to wait for' : null;
+    },
     forward: (c, inputs) =>
       start(c, inputs, (q, k, v, dOut) => {
         dOut.dispose();
