@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { Assembler, R } from '../../src/engines/wasm/native/assembler.ts';
 import { DESCRIPTOR, emitGemm, type GemmStart } from '../../src/engines/wasm/native/gemm.ts';
 import { NativeHost, openNative } from '../../src/engines/wasm/native/host.ts';
+import { SOFTMAX } from '../../src/engines/wasm/native/softmax.ts';
 
 const host = await openNative();
 const skip = typeof host === 'string' ? host : false;
@@ -61,7 +62,7 @@ function errorOf(native: NativeHost, N: number, start: GemmStart, M: number, K: 
   const before = f32.slice(c / 4, c / 4 + M * N + 64);
   const fields = { a, aRow, aColumn, b, bRow: N * 4, c, cRow: N * 4, factor, M, K };
   for (const [name, value] of Object.entries(fields)) i32[(at + DESCRIPTOR[name as keyof typeof fields]) / 4] = value;
-  native.bind(native.place({ N, start }))(native.baseOf(memory), at);
+  native.bind(native.place({ routine: start, N }))(native.baseOf(memory), at);
   let error = 0;
   for (let i = 0; i < M; i++)
     for (let j = 0; j < N; j++) {
@@ -73,9 +74,51 @@ function errorOf(native: NativeHost, N: number, start: GemmStart, M: number, K: 
   return error;
 }
 
+/** One block of an online softmax, against Math.exp: the largest relative error of weights, sums and alpha. */
+function softmaxError(native: NativeHost, N: number, rows: number, slope: number): number {
+  const memory = new WebAssembly.Memory({ initial: 4 });
+  const f32 = new Float32Array(memory.buffer);
+  const i32 = new Int32Array(memory.buffer);
+  const at = { p: 4096, max: 0, before: 512, sum: 1024, alpha: 1536 };
+  const descriptor = 2048;
+  const score = (r: number, lane: number): number => Math.fround(8 * Math.sin(r * 7.1 + lane * 3.3));
+  for (let lane = 0; lane < N; lane++) {
+    f32[at.before / 4 + lane] = f32[at.max / 4 + lane] = lane % 3 === 0 ? -3e38 : Math.cos(lane) * 6;
+    f32[at.sum / 4 + lane] = lane % 3 === 0 ? 0 : 2;
+    for (let r = 0; r < rows; r++) f32[at.p / 4 + r * N + lane] = score(r, lane);
+  }
+  const before = f32.slice(at.before / 4, at.before / 4 + N);
+  for (const [name, value] of Object.entries({ ...at, rows }))
+    i32[(descriptor + SOFTMAX[name as keyof typeof SOFTMAX]) / 4] = value;
+  f32[(descriptor + SOFTMAX.slope) / 4] = slope;
+  const run = (routine: 'maximum' | 'softmax'): void =>
+    native.bind(native.place({ routine, N }))(native.baseOf(memory), descriptor);
+  run('maximum');
+  run('softmax');
+  let error = 0;
+  const compare = (got: number, expected: number): void => {
+    error = Math.max(error, Math.abs(got - expected) / Math.max(Math.abs(expected), 1e-30));
+  };
+  for (let lane = 0; lane < N; lane++) {
+    let max = before[lane];
+    for (let r = 0; r < rows; r++) max = Math.max(max, score(r, lane));
+    const alpha = 2 ** ((before[lane] - max) * slope);
+    let sum = (lane % 3 === 0 ? 0 : 2) * alpha;
+    for (let r = 0; r < rows; r++) {
+      const weight = 2 ** ((score(r, lane) - max) * slope);
+      compare(f32[at.p / 4 + r * N + lane], weight);
+      sum += weight;
+    }
+    assert.equal(f32[at.before / 4 + lane], Math.fround(max));
+    compare(f32[at.alpha / 4 + lane], alpha);
+    compare(f32[at.sum / 4 + lane], sum);
+  }
+  return error;
+}
+
 for (const width of [32, 64] as const) {
   const unable = skip || (typeof host !== 'string' && host.width < width ? 'the processor has no AVX-512' : false);
-  test(`a product in machine code, ${width * 8}-bit vectors`, { skip: unable }, async () => {
+  test(`routines in machine code, ${width * 8}-bit vectors`, { skip: unable }, async () => {
     const { default: koffi } = await import('koffi');
     const native = new NativeHost(koffi as unknown as ConstructorParameters<typeof NativeHost>[0], width);
     const start = fc.constantFrom<GemmStart>('zero', 'add', 'rescale');
@@ -86,6 +129,8 @@ for (const width of [32, 64] as const) {
       }),
       { numRuns: 100 },
     );
+    for (const N of [16, 32, 64])
+      for (const rows of [1, 7, 96]) assert.ok(softmaxError(native, N, rows, 0.7) < 2e-6, `softmax of ${rows} x ${N}`);
     native.close();
   });
 }

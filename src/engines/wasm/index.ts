@@ -22,8 +22,8 @@ import { MAX_MEMORY, WasmHeap } from './heap.ts';
 import { environment } from './host.ts';
 import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
 import { KERNELS } from './kernels/all.ts';
-import { productName } from './native/gemm.ts';
 import { openNative } from './native/host.ts';
+import { routineName } from './native/routines.ts';
 import { compileWide, unavailable, wanted } from './revectorize.ts';
 import { type Built, Runtime } from './runtime.ts';
 import { selfTest } from './selftest.ts';
@@ -40,7 +40,7 @@ export interface WasmOptions {
    */
   readonly revectorize?: boolean | undefined;
   /**
-   * Runs the matrix products in x86-64 machine code that the library writes itself, where the processor has AVX2 or AVX-512 and
+   * Runs matrix products and the softmax in x86-64 machine code that the library writes itself, where the processor has AVX2 or AVX-512 and
    * the optional package koffi is installed (Linux). Default: whether the environment has TILEWISE_NATIVE=1.
    */
   readonly native?: boolean | undefined;
@@ -222,10 +222,10 @@ async function build(
   caps: WasmCaps,
   { native }: Runtime,
 ): Promise<Built> {
-  const { module: bytes, scratch, products: kinds = [] } = kernel.compile(problem, step.config, caps);
+  const { module: bytes, scratch, routines: kinds = [] } = kernel.compile(problem, step.config, caps);
   try {
-    const products = kinds.map((kind) => [productName(kind), native?.place(kind) ?? 0n] as const);
-    return { module: caps.wide ? compileWide(bytes) : await WebAssembly.compile(bytes), scratch, products };
+    const routines = kinds.map((kind) => [routineName(kind), native?.place(kind) ?? 0n] as const);
+    return { module: caps.wide ? compileWide(bytes) : await WebAssembly.compile(bytes), scratch, routines };
   } catch (cause) {
     throw new DeviceError('wasm', `kernel ${kernel.name} does not compile: ${String(cause)}`, { cause });
   }

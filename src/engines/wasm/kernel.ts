@@ -13,7 +13,7 @@
  */
 import type { Caps, Config, Kernel } from '../../engine/contract.ts';
 import type { Problem } from '../../problem/problem.ts';
-import type { GemmKind } from './native/gemm.ts';
+import type { RoutineKind } from './native/routines.ts';
 
 export interface WasmCaps extends Caps {
   readonly engine: 'wasm';
@@ -25,7 +25,7 @@ export interface WasmCaps extends Caps {
   readonly unroll: boolean;
   /** The memory is shared between threads. */
   readonly shared: boolean;
-  /** Bits of the vectors that products in machine code use (512 or 256: native/gemm.ts); 0 where products are WASM. */
+  /** Bits of the vectors that routines in machine code use (512 or 256: native/routines.ts); 0 where all code is WASM. */
   readonly native: 0 | 256 | 512;
   /** Threads that take items, the main thread included. */
   readonly threads: number;
@@ -35,8 +35,8 @@ export interface Compiled {
   readonly module: Uint8Array<ArrayBuffer>;
   /** Bytes each thread needs at `scratch`. */
   readonly scratch: number;
-  /** Products in machine code that the module imports, each as `env.<productName(kind)>(descriptor: i32)`. */
-  readonly products?: readonly GemmKind[];
+  /** Routines in machine code that the module imports, each as `env.<routineName(kind)>(descriptor: i32)`. */
+  readonly routines?: readonly RoutineKind[];
 }
 
 export interface Phase {

@@ -20,7 +20,7 @@ import {
   writeJob,
 } from './job.ts';
 import type { Heap, Launch } from './kernel.ts';
-import { bindProducts, type NativeHost, type PlacedProducts } from './native/host.ts';
+import { bindRoutines, type NativeHost, type PlacedRoutines } from './native/host.ts';
 import type { Pool } from './workers.ts';
 
 /** Predicted single-thread seconds from which waking the workers (20 to 60 us) pays. */
@@ -34,7 +34,7 @@ const PROGRAMS = 256;
 export interface Built {
   readonly module: WebAssembly.Module;
   readonly scratch: number;
-  readonly products: PlacedProducts;
+  readonly routines: PlacedRoutines;
 }
 
 /** A compiled module with its instance on the calling thread. */
@@ -159,11 +159,11 @@ export class Runtime {
   }
 
   async #load(compile: () => Promise<Built>): Promise<Loaded> {
-    const { module, scratch, products } = await compile();
+    const { module, scratch, routines } = await compile();
     this.check();
-    const entries = exportsOf(module, this.heap.memory, bindProducts(this.native, products, this.heap.memory));
+    const entries = exportsOf(module, this.heap.memory, bindRoutines(this.native, routines, this.heap.memory));
     const id = this.#ids++;
-    this.#pool?.load(id, module, products);
+    this.#pool?.load(id, module, routines);
     return {
       id,
       entries: [...entries.values()],

@@ -83,7 +83,7 @@ class Rig {
     const config = kernel.configs(this.#problem, caps)[0];
     const program = await this.runtime.program(kernel.name, async () => {
       const { module, scratch } = kernel.compile(this.#problem, config, caps);
-      return { module: compile(module), scratch, products: [] };
+      return { module: compile(module), scratch, routines: [] };
     });
     const launch = kernel.launch.bind(kernel, this.#problem, config, this.#at);
     return () => this.runtime.run(program, launch, 0, {});

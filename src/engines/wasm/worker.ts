@@ -4,7 +4,7 @@
  */
 import { nodeThreads } from './host.ts';
 import { type Entry, exportsOf, leave, MAIL, programOf, wakeWord, work } from './job.ts';
-import { bindProducts, type NativeHost, openNative, type PlacedProducts } from './native/host.ts';
+import { bindRoutines, type NativeHost, openNative, type PlacedRoutines } from './native/host.ts';
 
 /** What the pool tells a worker. */
 export type Letter =
@@ -13,14 +13,14 @@ export type Letter =
       readonly worker: number;
       readonly memory: WebAssembly.Memory;
       readonly control: Int32Array;
-      /** Whether modules may import products in machine code. */
+      /** Whether modules may import routines in machine code. */
       readonly native: boolean;
     }
   | {
       readonly kind: 'load';
       readonly program: number;
       readonly module: WebAssembly.Module;
-      readonly products: PlacedProducts;
+      readonly routines: PlacedRoutines;
     }
   | { readonly kind: 'drop'; readonly program: number }
   /** Every letter up to number `mail` was posted: sleep and work until there is a later one. */
@@ -72,8 +72,8 @@ function reader(answer: (answer: Answer) => void): (letter: Letter) => void {
     if (letter.kind === 'start') void start(letter);
     else if (state !== null) {
       if (letter.kind === 'load') {
-        const { program, module, products } = letter;
-        const imports = bindProducts(state.native, products, state.memory);
+        const { program, module, routines } = letter;
+        const imports = bindRoutines(state.native, routines, state.memory);
         state.programs.set(program, [...exportsOf(module, state.memory, imports).values()]);
       } else if (letter.kind === 'drop') state.programs.delete(letter.program);
       else park(state, letter.mail, answer);

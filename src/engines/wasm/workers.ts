@@ -2,7 +2,7 @@
 import { DeviceError, DisposedError } from '../../core/errors.ts';
 import { nodeThreads } from './host.ts';
 import { CALLS, controlWords, type Job, MAIL, STOP, STOP_ABORT, STOP_TRAP, wakeWord, writeJob } from './job.ts';
-import type { PlacedProducts } from './native/host.ts';
+import type { PlacedRoutines } from './native/host.ts';
 import type { Answer, Letter } from './worker.ts';
 
 /** A worker thread of Node or of the web, as the pool sees it. */
@@ -32,7 +32,7 @@ export class Pool {
   readonly size: number;
   readonly #memory: WebAssembly.Memory;
   readonly #native: boolean;
-  readonly #modules = new Map<number, { readonly module: WebAssembly.Module; readonly products: PlacedProducts }>();
+  readonly #modules = new Map<number, { readonly module: WebAssembly.Module; readonly routines: PlacedRoutines }>();
   /** Null after a death, until the next job. */
   #crew: Crew | null = null;
   #waiter: Waiter | null = null;
@@ -52,9 +52,9 @@ export class Pool {
   }
 
   /** Makes a module known to all workers under an id. */
-  load(program: number, module: WebAssembly.Module, products: PlacedProducts): void {
-    this.#modules.set(program, { module, products });
-    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module, products });
+  load(program: number, module: WebAssembly.Module, routines: PlacedRoutines): void {
+    this.#modules.set(program, { module, routines });
+    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module, routines });
   }
 
   drop(program: number): void {

@@ -15,6 +15,11 @@ export interface Address {
   readonly disp?: number;
 }
 
+/** The address of a constant of this code: see `Assembler.constant`. */
+export interface Pooled {
+  readonly label: string;
+}
+
 /** A float vector operation: opcode map (1 = 0F, 2 = 0F38), mandatory prefix (0 none, 1 = 66), opcode byte. */
 interface VectorOp {
   readonly map: 1 | 2;
@@ -24,8 +29,15 @@ interface VectorOp {
 
 const MOVUPS_LOAD: VectorOp = { map: 1, prefix: 0, code: 0x10 };
 const MOVUPS_STORE: VectorOp = { map: 1, prefix: 0, code: 0x11 };
+const ADDPS: VectorOp = { map: 1, prefix: 0, code: 0x58 };
+const SUBPS: VectorOp = { map: 1, prefix: 0, code: 0x5c };
+const MAXPS: VectorOp = { map: 1, prefix: 0, code: 0x5f };
 const MULPS: VectorOp = { map: 1, prefix: 0, code: 0x59 };
 const BROADCASTSS: VectorOp = { map: 2, prefix: 1, code: 0x18 };
+const FMADD213PS: VectorOp = { map: 2, prefix: 1, code: 0xa8 };
+/** Group 72: the operation is in the ModRM byte, the count follows it. */
+const SHIFT_DOUBLEWORDS: VectorOp = { map: 1, prefix: 1, code: 0x72 };
+const SHIFT_LEFT = 6;
 const FMADD231PS: VectorOp = { map: 2, prefix: 1, code: 0xb8 };
 /** Integer xor: VPXOR (AVX2), VPXORD (AVX-512F). */
 const XOR: VectorOp = { map: 1, prefix: 1, code: 0xef };
@@ -36,6 +48,7 @@ export class Assembler {
   private readonly code: number[] = [];
   private readonly labels = new Map<string, number>();
   private readonly jumps: { readonly at: number; readonly label: string }[] = [];
+  private readonly constants = new Map<number, string>();
 
   constructor(width: 32 | 64) {
     this.width = width;
@@ -43,6 +56,11 @@ export class Assembler {
 
   /** The finished code, jumps resolved. @throws Error for a label that was never placed. */
   bytes(): Uint8Array {
+    while (this.constants.size > 0 && this.code.length % 4 !== 0) this.emit(0xcc);
+    for (const [value, name] of this.constants) {
+      this.labels.set(name, this.code.length);
+      this.int32(new Int32Array(new Float32Array([value]).buffer)[0]);
+    }
     const out = Uint8Array.from(this.code);
     const view = new DataView(out.buffer);
     for (const { at, label } of this.jumps) {
@@ -56,6 +74,13 @@ export class Assembler {
   label(name: string): void {
     if (this.labels.has(name)) throw new Error(`label ${name} is placed twice`);
     this.labels.set(name, this.code.length);
+  }
+
+  /** A float kept behind the code, to be broadcast from. */
+  constant(value: number): Pooled {
+    const label = this.constants.get(value) ?? `constant${this.constants.size}`;
+    this.constants.set(value, label);
+    return { label };
   }
 
   // Integer instructions, 64 bits wide unless said.
@@ -132,11 +157,33 @@ export class Assembler {
   store(to: Address, from: number): void {
     this.vector(MOVUPS_STORE, from, 0, to, this.width);
   }
-  broadcast(to: number, from: Address): void {
+  broadcast(to: number, from: Address | Pooled): void {
     this.vector(BROADCASTSS, to, 0, from, 4);
+  }
+  copy(to: number, from: number): void {
+    this.vector(MOVUPS_LOAD, to, 0, from, this.width);
   }
   zero(to: number): void {
     this.vector(XOR, to, to, to, this.width);
+  }
+  addVectors(to: number, a: number, b: number | Address): void {
+    this.vector(ADDPS, to, a, b, this.width);
+  }
+  subtract(to: number, a: number, b: number | Address): void {
+    this.vector(SUBPS, to, a, b, this.width);
+  }
+  /** The larger; b where either is NaN. */
+  maximum(to: number, a: number, b: number | Address): void {
+    this.vector(MAXPS, to, a, b, this.width);
+  }
+  /** Every 32-bit lane of `from`, shifted. */
+  shiftLeft(to: number, from: number, count: number): void {
+    this.vector(SHIFT_DOUBLEWORDS, SHIFT_LEFT, to, from, this.width);
+    this.emit(count);
+  }
+  /** to = to * a + b, rounded once. */
+  multiplyThenAdd(to: number, a: number, b: number): void {
+    this.vector(FMADD213PS, to, a, b, this.width);
   }
   multiply(to: number, a: number, b: number | Address): void {
     this.vector(MULPS, to, a, b, this.width);
@@ -147,10 +194,12 @@ export class Assembler {
   }
 
   /** `unit` is the size that EVEX one-byte displacements count in. */
-  private vector(op: VectorOp, reg: number, second: number, rm: number | Address, unit: number): void {
-    const isMemory = typeof rm === 'object';
-    const x = isMemory ? (rm.index ?? 0) >> 3 : rm >> 4;
-    const b = isMemory ? rm.base >> 3 : rm >> 3;
+  private vector(op: VectorOp, reg: number, second: number, rm: number | Address | Pooled, unit: number): void {
+    const pooled = typeof rm === 'object' && 'label' in rm ? rm : null;
+    const address = typeof rm === 'object' && 'base' in rm ? rm : null;
+    const register = typeof rm === 'number' ? rm : 0;
+    const x = address ? (address.index ?? 0) >> 3 : register >> 4;
+    const b = address ? address.base >> 3 : register >> 3;
     const notR = (~reg >> 3) & 1;
     const notX = (~x & 1) as number;
     const notB = ~b & 1;
@@ -162,8 +211,12 @@ export class Assembler {
       this.emit(((~second & 15) << 3) | 4 | op.prefix);
     }
     this.emit(op.code);
-    if (isMemory) this.memory(reg, rm, this.width === 64 ? unit : 1);
-    else this.emit(0xc0 | ((reg & 7) << 3) | (rm & 7));
+    if (address) this.memory(reg, address, this.width === 64 ? unit : 1);
+    else if (pooled) {
+      // Relative to the next instruction, as jumps are.
+      this.emit(((reg & 7) << 3) | 5);
+      this.jumpTo(pooled.label);
+    } else this.emit(0xc0 | ((reg & 7) << 3) | (register & 7));
   }
 
   /** ModRM, SIB and displacement; one-byte displacements count in `unit` bytes. */

@@ -14,15 +14,6 @@ import { type Address, Assembler, R } from './assembler.ts';
 /** How C is entered: overwritten, added to, or first multiplied by `factor`, a row of N floats. */
 export type GemmStart = 'zero' | 'add' | 'rescale';
 
-/** One product routine: N columns, and how C is entered. */
-export interface GemmKind {
-  readonly N: number;
-  readonly start: GemmStart;
-}
-
-/** What a routine is called where it is imported. */
-export const productName = ({ N, start }: GemmKind): string => `product_${start}_${N}`;
-
 /** Byte offsets of the descriptor's fields; addresses are offsets from base, strides are bytes, counts are elements. */
 export const DESCRIPTOR = {
   a: 0,

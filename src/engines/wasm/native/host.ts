@@ -3,16 +3,16 @@
  * first and made executable afterwards, never both. Linux on x86-64 only: other systems differ in calling convention or in
  * how memory becomes executable, and the WASM code serves them.
  */
-import { emitGemm, type GemmKind, productName } from './gemm.ts';
+import { emitRoutine, type RoutineKind, routineName } from './routines.ts';
 
-/** `base` and `descriptor` as in gemm.ts; both in bytes. */
-export type GemmFunction = (base: bigint, descriptor: number) => void;
+/** `base` and `descriptor` as in gemm.ts and softmax.ts; both in bytes. */
+export type RoutineFunction = (base: bigint, descriptor: number) => void;
 
 /** What of koffi is used here. */
 interface Koffi {
   load(path: string): { func(prototype: string): (...args: unknown[]) => unknown };
   proto(definition: string): unknown;
-  decode(pointer: bigint, type: unknown): GemmFunction;
+  decode(pointer: bigint, type: unknown): RoutineFunction;
   view(pointer: bigint, length: number): ArrayBuffer;
   address(value: ArrayBufferView): bigint;
 }
@@ -44,11 +44,11 @@ export class NativeHost {
   }
 
   /** Address of the routine for `kind`, emitted once. @throws Error when the system refuses executable memory. */
-  place(kind: GemmKind): bigint {
-    const key = productName(kind);
+  place(kind: RoutineKind): bigint {
+    const key = routineName(kind);
     const found = this.placed.get(key);
     if (found !== undefined) return found;
-    const code = emitGemm(this.width, kind.N, kind.start);
+    const code = emitRoutine(this.width, kind);
     const bytes = Math.ceil(code.length / PAGE) * PAGE;
     const at = this.map(null, bytes, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0);
     if (typeof at !== 'bigint' || at === 0xffff_ffff_ffff_ffffn) throw new Error('mmap gave no memory');
@@ -60,7 +60,7 @@ export class NativeHost {
   }
 
   /** A function of this thread for code placed by any thread of the process. */
-  bind(at: bigint): GemmFunction {
+  bind(at: bigint): RoutineFunction {
     return this.koffi.decode(at, this.prototype);
   }
 
@@ -78,18 +78,18 @@ export class NativeHost {
 }
 
 /** Addresses of the routines a module imports, by import name. */
-export type PlacedProducts = readonly (readonly [name: string, at: bigint])[];
+export type PlacedRoutines = readonly (readonly [name: string, at: bigint])[];
 
 /** The imports of a module on this thread. */
-export function bindProducts(
+export function bindRoutines(
   host: NativeHost | null,
-  products: PlacedProducts,
+  routines: PlacedRoutines,
   memory: WebAssembly.Memory,
 ): Record<string, (descriptor: number) => void> {
-  if (host === null || products.length === 0) return {};
+  if (host === null || routines.length === 0) return {};
   const base = host.baseOf(memory);
   return Object.fromEntries(
-    products.map(([name, at]) => {
+    routines.map(([name, at]) => {
       const call = host.bind(at);
       return [name, (descriptor: number) => call(base, descriptor >>> 0)];
     }),
