@@ -19,6 +19,7 @@ import {
 } from '../../src/index.ts';
 import { mergeInto } from '../../src/problem/merge.ts';
 import { dropThreshold, philox4x32 } from '../../src/problem/philox.ts';
+import { tooSlow } from './table.ts';
 
 test.after(closeSharedEngines);
 
@@ -277,11 +278,14 @@ const PROPERTIES: Readonly<Record<string, Property>> = {
   },
 };
 
-for (const { engine, available } of await doctor())
+for (const probe of await doctor()) {
+  const engine = probe.engine as LoadableEngine;
+  const skip = probe.available ? (tooSlow(await sharedEngine(engine)) ?? false) : probe.reason;
   for (const [title, property] of Object.entries(PROPERTIES))
-    test(`${engine}: ${title}`, { skip: available ? false : `${engine} cannot run here` }, () =>
+    test(`${engine}: ${title}`, { skip }, () =>
       fc.assert(
-        fc.asyncProperty(shape, (s) => property(s, engine as LoadableEngine)),
+        fc.asyncProperty(shape, (s) => property(s, engine)),
         { numRuns: RUNS, seed: 20 },
       ),
     );
+}

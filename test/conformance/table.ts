@@ -17,6 +17,15 @@ export interface TableOptions {
   readonly quick?: boolean;
 }
 
+/** What runs on a software GPU by default. */
+const ON_SOFTWARE = ['heads/grouped', 'mods/composed'];
+
+/** Why most tests skip an engine: a processor that plays a GPU needs up to minutes to compile the shaders of one case. */
+export const tooSlow = (engine: Engine): string | null =>
+  'software' in engine.caps && engine.caps.software === true && process.env.TILEWISE_SOFTWARE_GPU !== '1'
+    ? `${engine.caps.device} compiles shaders too slowly; TILEWISE_SOFTWARE_GPU=1 runs it all`
+    : null;
+
 /** Opens an engine for the tests of a file; where it cannot run, one skipped test says why, and the result is null. */
 async function opened(name: EngineName, what: string, options: object): Promise<Engine | null> {
   const probe = (await doctor()).find((found) => found.engine === name);
@@ -37,7 +46,11 @@ export async function runTable(
   const title = variant === undefined ? name : `${name}, ${variant}`;
   const engine = await opened(name, `conformance: ${title}`, open);
   if (engine === null) return;
-  for (const one of CASES.filter((c) => quick !== true || c.quick))
+  const slow = tooSlow(engine);
+  if (slow !== null) test(`conformance: ${title}, the other cases`, { skip: slow }, () => {});
+  const runs = ({ id, quick: inQuick }: Case): boolean =>
+    slow === null ? quick !== true || inQuick : ON_SOFTWARE.some((name) => id.endsWith(`:${name}`));
+  for (const one of CASES.filter(runs))
     test(`${title}: ${one.id}`, async (t) => {
       report(t, one, await runCase(one, engine), mayRefuse);
       assert.equal(engine.bytesInUse, 0, 'the engine holds nothing after a case');
@@ -48,6 +61,11 @@ export async function runTable(
 export async function runConfigurations(name: EngineName): Promise<void> {
   const engine = await opened(name, `configurations: ${name}`, {});
   if (engine === null) return;
+  const slow = tooSlow(engine);
+  if (slow !== null) {
+    test(`configurations: ${name}`, { skip: slow }, () => {});
+    return;
+  }
   for (const one of CASES.filter((c) => c.quick))
     test(`${name}, every configuration: ${one.id}`, async (t) => {
       const { problem } = instantiate(one.id, one.spec);
