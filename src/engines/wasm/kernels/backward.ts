@@ -77,8 +77,11 @@ const scratchOf = ({ D, Dv }: Problem, { blockQ, blockK }: BackwardConfig, lanes
 const derivativesOf = ({ mod, sides, grads }: Problem): Derivatives | null =>
   mod && derive(mod.expr, (t) => grads?.sides[sides.indexOf(t)] === true);
 
+/** Its products are WASM: what stands between them would not stay in registers at the lanes of machine code. */
+const backwardShape = (caps: WasmCaps): Shape => shapeOf({ ...caps, native: 0 });
+
 function planOf(problem: Problem, config: BackwardConfig, caps: WasmCaps): Plan {
-  const shape = shapeOf(caps);
+  const shape = backwardShape(caps);
   const { D, Dv, grads } = problem;
   const splits = splitsOf(problem, config.blockK);
   const derivatives = derivativesOf(problem);
@@ -255,7 +258,7 @@ export const backward: WasmKernel<BackwardConfig> = {
     return refuseStorage(problem);
   },
   configs: (_problem, caps) => {
-    const { lanes } = shapeOf(caps);
+    const { lanes } = backwardShape(caps);
     return [
       { blockQ: 48, blockK: Math.max(4 * lanes, 48), lanes },
       { blockQ: 24, blockK: 2 * lanes, lanes },
