@@ -9,13 +9,13 @@ import { writeFileSync } from 'node:fs';
 import { allocate, toBf16 } from '../src/core/dtype.ts';
 import type { TensorLike } from '../src/core/tensor.ts';
 import { tensor } from '../src/core/tensor.ts';
-import type { Engine, Operands, Pass, Step } from '../src/engine/contract.ts';
+import type { Engine, Kernel, Operands, Pass, Step } from '../src/engine/contract.ts';
 import { Event } from '../src/engines/cuda/driver/stream.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
 import { CONTEXT, type Mask, type Mod, nodesOf } from '../src/mods/expr.ts';
 import { alibi, and, causal, documents, slidingWindow, softcap } from '../src/mods/library.ts';
 import { countPairs } from '../src/problem/cost.ts';
-import { createProblem, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import { createProblem, denseSequences, type KvStorage, type Problem, stridesOf } from '../src/problem/problem.ts';
 
 const [out, ...words] = process.argv.slice(2);
 const flag = (name: string): boolean => words.includes(name);
@@ -37,9 +37,11 @@ interface Shape {
   readonly mask?: Mask | undefined;
   readonly mod?: Mod | undefined;
   readonly grads?: boolean;
+  /** Rows of a page of K and V, in shuffled order; dense when absent. */
+  readonly pageSize?: number;
 }
 
-function problemOf({ B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, grads }: Shape): Problem {
+function problemOf({ B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, grads, pageSize }: Shape): Problem {
   const built = {
     mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
     mod: mod ? { label: mod.label, expr: mod.build(CONTEXT) } : null,
@@ -48,7 +50,7 @@ function problemOf({ B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, grad
   for (const named of [built.mask, built.mod])
     if (named) for (const e of nodesOf(named.expr)) if (e.kind === 'load') sides.add(e.tensor);
   const q = stridesOf('bhnd', Hq, Sq, D);
-  const k = stridesOf('bhnd', Hkv, Sk, D);
+  const k = stridesOf('bhnd', Hkv, pageSize ?? Sk, D);
   return createProblem({
     B,
     Hq,
@@ -62,13 +64,20 @@ function problemOf({ B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, grad
     strides: { q, k, v: k, out: q, lse: stridesOf('bhnd', Hq, Sq, 1) },
     sequences: denseSequences(B, Sq, Sk),
     uniform: true,
-    kv: { kind: 'strided' },
+    kv: pageSize === undefined ? { kind: 'strided' } : pagesOf(B, Sk / pageSize, pageSize),
     ...built,
     sides: [...sides],
     sink: false,
     dropout: null,
     grads: grads === true ? { q: true, k: true, v: true, sides: [...sides].map(() => false), sink: false } : null,
   });
+}
+
+/** As many pages as the keys fill, far from their neighbours. */
+function pagesOf(B: number, maxPages: number, pageSize: number): KvStorage {
+  const n = B * maxPages;
+  const step = 7919;
+  return { kind: 'paged', pageSize, maxPages, table: Int32Array.from({ length: n }, (_, i) => (i * step) % n) };
 }
 
 /** Normal numbers, a block of them repeated. */
@@ -136,6 +145,11 @@ interface Row {
   readonly tbs: number;
 }
 
+function cheapest(kernels: readonly Kernel[], problem: Problem, engine: CudaEngine): Kernel {
+  const seconds = (k: Kernel): number => k.cost(problem, k.configs(problem, engine.caps)[0], engine.caps).seconds;
+  return kernels.reduce((best, k) => (seconds(k) < seconds(best) ? k : best));
+}
+
 async function main(): Promise<void> {
   const engine = await open({ cache: process.env.TILEWISE_CACHE });
   const flush = engine.allocate('u8', [256 << 20]);
@@ -174,7 +188,7 @@ async function main(): Promise<void> {
         operands,
       );
       for (const pass of passes)
-        for (const kernel of pick(pass)) {
+        for (const kernel of flag('tune') ? pick(pass) : [cheapest(pick(pass), problem, engine)]) {
           const configs = kernel.configs(problem, engine.caps);
           for (const config of flag('tune') ? configs : configs.slice(0, 1)) {
             try {
@@ -248,7 +262,38 @@ async function main(): Promise<void> {
       [16, 32768],
       [64, 8192],
     ])
-      await measure(`decode b${B} n${N}`, { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128 }, ['forward'], 1);
+      for (const pageSize of [undefined, 16]) {
+        const shape = { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128, ...(pageSize && { pageSize }) };
+        await measure(`decode b${B} n${N}${pageSize ? ` pages of ${pageSize}` : ''}`, shape, ['forward'], 1);
+      }
+  if (flag('host')) {
+    const problem = problemOf({ B: 1, Hq: 8, Sq: 128, Sk: 128, D: 64 });
+    const { operands, dispose } = operandsOf(engine, problem);
+    const kernel = engine.kernels[0];
+    const config = kernel.configs(problem, engine.caps)[0];
+    const step = {
+      pass: 'forward',
+      kernel: kernel.name,
+      config,
+      cost: kernel.cost(problem, config, engine.caps),
+    } as const;
+    const prepare: number[] = [];
+    const run: number[] = [];
+    for (let i = 0; i < 2000; i++) {
+      const before = performance.now();
+      const program = await engine.prepare(problem, step);
+      const middle = performance.now();
+      await program.run(problem, operands);
+      const after = performance.now();
+      prepare.push((middle - before) * 1e3);
+      run.push((after - middle) * 1e3);
+      if (i % 100 === 0) await engine.synchronize();
+    }
+    const median = (times: number[]): string => times.sort((a, b) => a - b)[times.length >> 1].toFixed(1);
+    console.log(`host: prepare ${median(prepare)} us, run ${median(run)} us`);
+    await engine.synchronize();
+    dispose();
+  }
   const { name, driver } = engine.device.info;
   writeFileSync(out, JSON.stringify({ device: name, driver, rows }, null, 1));
   await engine.close();

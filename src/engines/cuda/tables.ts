@@ -43,7 +43,7 @@ export class Tables {
   }
 
   /** The device copy of an array that does not change any more. */
-  private array(data: Int32Array): number {
+  array(data: Int32Array): number {
     const known = this.arrays.get(data);
     if (known !== undefined) return known;
     const address = this.pool.allocate(Math.max(data.byteLength, 16));

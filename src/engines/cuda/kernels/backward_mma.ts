@@ -85,8 +85,9 @@ function candidates(spec: Spec): BackwardConfig[] {
   }
   if (widest <= 64)
     return [
-      config([64, 128, 8, 1], [128, 64, 4, 2]),
       config([32, 128, 4, 2], [128, 32, 4, 2]),
+      config([32, 128, 4, 2], [128, 64, 4, 2]),
+      config([64, 128, 8, 1], [128, 64, 4, 2]),
       config([64, 64, 4, 2], [64, 64, 4, 2]),
     ];
   if (widest <= 128)

@@ -7,8 +7,8 @@ import { take } from './parameters.ts';
 export interface Dropout {
   /** 1 / (1 - p). */
   readonly keepScale: Reg<'f32'>;
-  /** Whether each of the keys 2 pair and 2 pair + 1 of query q is kept; `pair` is even or odd inside its group of four. */
-  keepPair(q: Reg<'b32'>, pair: Reg<'b32'>): readonly [Reg<'pred'>, Reg<'pred'>];
+  /** Whether each of the keys 2 pair and 2 pair + 1 of query q is kept; `head` stands in for the usual b * Hq + h. */
+  keepPair(q: Reg<'b32'>, pair: Reg<'b32'>, head?: Reg<'b32'>): readonly [Reg<'pred'>, Reg<'pred'>];
   /** Whether key kv of query q is kept. */
   keep(q: Reg<'b32'>, kv: Reg<'b32'>): Reg<'pred'>;
 }
@@ -26,8 +26,8 @@ export function dropoutOf(asm: Assembler, bh: Reg<'b32'>): Dropout {
         : [asm.op('add.s32', last[0], PHILOX.w0), asm.op('add.s32', last[1], PHILOX.w1)],
     );
   }
-  const words = (group: Reg<'b32'>, q: Reg<'b32'>): Reg<'b32'>[] => {
-    let c = [group, q, bh, p.offset];
+  const words = (group: Reg<'b32'>, q: Reg<'b32'>, head: Reg<'b32'>): Reg<'b32'>[] => {
+    let c = [group, q, head, p.offset];
     for (const [k0, k1] of keys) {
       const high0 = asm.op('mul.hi.u32', c[0], PHILOX.m0);
       const high1 = asm.op('mul.hi.u32', c[2], PHILOX.m1);
@@ -45,13 +45,13 @@ export function dropoutOf(asm: Assembler, bh: Reg<'b32'>): Dropout {
   const kept = (word: Reg<'b32'>): Reg<'pred'> => asm.op('setp.ge.u32', word, p.threshold);
   return {
     keepScale: p.keepScale,
-    keepPair(q, pair) {
-      const [x0, x1, x2, x3] = words(asm.op('shr.u32', pair, 1), q);
+    keepPair(q, pair, head = bh) {
+      const [x0, x1, x2, x3] = words(asm.op('shr.u32', pair, 1), q, head);
       const odd = asm.op('setp.ne.s32', asm.op('and.b32', pair, 1), 0);
       return [kept(asm.op('selp.b32', x2, x0, odd)), kept(asm.op('selp.b32', x3, x1, odd))];
     },
     keep(q, kv) {
-      const [x0, x1, x2, x3] = words(asm.op('shr.u32', kv, 2), q);
+      const [x0, x1, x2, x3] = words(asm.op('shr.u32', kv, 2), q, bh);
       const odd = asm.op('setp.ne.s32', asm.op('and.b32', kv, 1), 0);
       const high = asm.op('setp.ne.s32', asm.op('and.b32', kv, 2), 0);
       const low2 = asm.op('selp.b32', x1, x0, odd);

@@ -87,11 +87,17 @@ export const forwardMma: CudaKernel<ForwardConfig> = {
   },
 };
 
-function costOf(problem: Problem, { blockQ, blockK }: ForwardConfig, caps: CudaCaps): Cost {
+function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps: CudaCaps): Cost {
+  const { B, Hq, Sq } = problem;
   const flops = flopsOf(problem, 'forward');
   const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
   const rate = problem.dtype === 'f32' ? caps.flops / 8 : caps.flops;
-  return { flops, bytes, workspace: 0, seconds: Math.max(flops / rate, bytes / caps.bandwidth) };
+  // Rows that pad the last block are worked on all the same, and few blocks leave multiprocessors idle.
+  const blocks = Math.max(ceilDiv(Sq, blockQ), 1);
+  const padding = (blocks * blockQ) / Math.max(Sq, 1);
+  const filled = Math.min(1, (blocks * B * Hq) / (caps.multiprocessors * perSm));
+  const seconds = Math.max((flops * padding) / rate, bytes / caps.bandwidth) / filled + 3e-6;
+  return { flops, bytes, workspace: 0, seconds };
 }
 
 export function emitForward(problem: Problem, config: ForwardConfig): KernelText {
@@ -366,9 +372,8 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   return asm.finish();
 }
 
-/** log2(e) times the sink of head h. */
-export function sinkLogit(asm: Assembler, h: Reg<'b32'>): Reg<'f32'> {
-  const { sink } = take(asm, 'sink');
+/** log2(e) times the sink of head h. `sink` is the parameter, where it has been taken already. */
+export function sinkLogit(asm: Assembler, h: Reg<'b32'>, sink: Reg<'b64'> = take(asm, 'sink').sink): Reg<'f32'> {
   const at = asm.op('add.s64', sink, asm.op('mul.wide.u32', h, 4));
   return asm.op('mul.f32', asm.load('global', 'f32', at, 0, 'nc'), LOG2E);
 }

@@ -1,6 +1,7 @@
 /** Every kernel of this engine; the planner takes the cheapest that does not refuse. */
 import type { CudaKernel } from '../kernel.ts';
 import { backwardMma } from './backward_mma.ts';
+import { decodeSplit } from './decode_split.ts';
 import { forwardMma } from './forward_mma.ts';
 
-export const KERNELS: readonly CudaKernel[] = [forwardMma, backwardMma];
+export const KERNELS: readonly CudaKernel[] = [forwardMma, decodeSplit, backwardMma];

@@ -51,6 +51,8 @@ const TABLE = {
   delta: address('delta'),
   /** lse in base 2, with +inf for rows that attend to nothing, laid out like lse. */
   lse2: address('lse2'),
+  /** Per sequence, the blocks of keys that decode visits. */
+  ranges: address('ranges'),
   /** Partial results of splits: f32 outputs, then (m, l). */
   partOut: address('partOut'),
   partState: address('partState'),

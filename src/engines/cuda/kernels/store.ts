@@ -54,6 +54,17 @@ function guardedBy(asm: Assembler, guard: Reg<'pred'> | null, write: () => void)
   else asm.when(guard, write);
 }
 
+/** Writes one float in the problem's storage type, where `guard` holds. */
+export function writeElement(
+  asm: Assembler,
+  spec: Spec,
+  at: Reg<'b64'>,
+  x: Reg<'f32'>,
+  guard: Reg<'pred'> | null,
+): void {
+  guardedBy(asm, guard, () => storeOne(asm, spec, at, x, 0));
+}
+
 function storeOne(asm: Assembler, spec: Spec, at: Reg<'b64'>, x: Reg<'f32'>, offset: number): void {
   if (spec.storage === 'f32') asm.store('global', 'f32', at, x, offset);
   else

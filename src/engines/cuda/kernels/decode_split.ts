@@ -1,0 +1,463 @@
+/**
+ * Forward for few queries and many keys: bound by the bytes of K and V, so every one is read once.
+ *
+ * The query heads of a key head and their queries are packed into the rows of one product. Keys are split among blocks of
+ * threads, and within a block among its warps, each with a softmax of its own; warps join through shared memory, splits in
+ * a second program, in a fixed order. Several blocks of keys are under way at a time.
+ */
+import { BYTES } from '../../../core/dtype.ts';
+import { ceilDiv, LOG2E } from '../../../core/math.ts';
+import { flopsOf } from '../../../problem/cost.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { blockRuns, lengthsOf } from '../../../problem/ranges.ts';
+import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
+import { Assembler, type KernelText } from '../ptx/assembler.ts';
+import type { Reg } from '../ptx/registers.ts';
+import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
+import { emitCombine } from './combine.ts';
+import { dropoutOf } from './dropout.ts';
+import { finishRow, sinkLogit } from './forward_mma.ts';
+import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
+import { loaderOf, type RowSource, tileBytes } from './loader.ts';
+import { fill, take } from './parameters.ts';
+import { baseOf, keyRows, type Place, placeOf, type StrideRegs } from './place.ts';
+import { addAttended, purge } from './purge.ts';
+import { columnPositions, scorerOf } from './scores.ts';
+import { type Spec, specOf } from './spec.ts';
+import { writeElement } from './store.ts';
+
+export interface DecodeConfig extends Readonly<Record<string, number | string | boolean>> {
+  /** Queries of a sequence, at most. */
+  readonly queries: number;
+  readonly blockK: number;
+  readonly warps: number;
+  readonly stages: number;
+  readonly perSm: number;
+}
+
+/** Rows one block of threads can hold: packed query heads times queries. */
+const MOST_ROWS = 32;
+
+const packedRows = (spec: Spec, { queries }: DecodeConfig): number => spec.group * Math.max(queries, 1);
+const rowTiles = (spec: Spec, c: DecodeConfig): number => ceilDiv(packedRows(spec, c), 16);
+
+function sharedBytes(spec: Spec, c: DecodeConfig): number {
+  const rows = (n: number, columns: number): number => n * pitchOf(spec.storage, columns);
+  const ring = c.stages * (rows(c.blockK, spec.padD) + rows(c.blockK, spec.padDv));
+  const join = c.warps * rowTiles(spec, c) * 16 * (spec.padDv + 2) * 4;
+  return rows(rowTiles(spec, c) * 16, spec.padD) + Math.max(ring, join) + 2048;
+}
+
+function candidates(spec: Spec, queries: number): DecodeConfig[] {
+  const wide = Math.max(spec.padD, spec.padDv) * spec.size > 256;
+  const tile = (blockK: number, stages: number, perSm: number): DecodeConfig => ({
+    queries,
+    blockK,
+    warps: blockK / 16,
+    stages,
+    perSm,
+  });
+  return wide ? [tile(64, 3, 1), tile(32, 2, 1), tile(16, 2, 1)] : [tile(64, 3, 2), tile(64, 2, 2), tile(32, 2, 1)];
+}
+
+export const decodeSplit: CudaKernel<DecodeConfig> = {
+  name: 'decode_split',
+  pass: 'forward',
+  refuse(problem, caps) {
+    if (problem.dtype === 'f64') return 'f64 has no tensor-core arithmetic; the reference engine serves it';
+    if (problem.B > 65535 || problem.Hkv > 65535) return 'more than 65535 sequences or heads';
+    const rows = specOf(problem).group * problem.Sq;
+    if (rows > MOST_ROWS) return `${rows} query rows a key head: more than ${MOST_ROWS} are not decoding`;
+    return decodeSplit.configs(problem, caps).length === 0 ? 'no tile fits the shared memory of this device' : null;
+  },
+  configs(problem, caps) {
+    const spec = specOf(problem);
+    return candidates(spec, problem.Sq).filter((c) => sharedBytes(spec, c) <= caps.sharedPerBlock);
+  },
+  cost(problem, config, caps) {
+    const { B, Hkv, D, Dv, dtype } = problem;
+    let keys = 0;
+    for (let b = 0; b < B; b++) keys += lengthsOf(problem, b).lenK;
+    const bytes = keys * Hkv * (D + Dv) * BYTES[dtype];
+    const { splits } = splitsOf(problem, config, caps);
+    const workspace = splits === 1 ? 0 : partBytes(problem, config, splits).total;
+    // Two launches with little to do at their ends.
+    const seconds = (bytes + 2 * workspace) / caps.bandwidth + 6e-6;
+    return { flops: flopsOf(problem, 'forward'), bytes: bytes + 2 * workspace, workspace, seconds };
+  },
+  kernels: (problem, config) => [emitDecode(problem, config), emitCombine(problem, config.queries)],
+  emit: (problem, config) =>
+    [emitDecode(problem, config), emitCombine(problem, config.queries)].map(({ name, text }) => ({ name, text })),
+  launch,
+};
+
+/** How many parts the keys of a head are cut into: what fills the device's multiprocessors most evenly. */
+function splitsOf(problem: Problem, c: DecodeConfig, caps: CudaCaps): { splits: number; blocks: number } {
+  const blocks = Math.max(ceilDiv(problem.Sk, c.blockK), 1);
+  const heads = Math.max(problem.B * problem.Hkv, 1);
+  const slots = caps.multiprocessors * c.perSm;
+  // In blocks of keys: a split costs its own beginning and end besides.
+  const OVERHEAD = 2;
+  let best = { splits: 1, blocks, time: Number.POSITIVE_INFINITY };
+  for (let splits = 1; splits <= Math.min(blocks, ceilDiv(2 * slots, heads)); splits++) {
+    const each = ceilDiv(blocks, splits);
+    const time = ceilDiv(heads * ceilDiv(blocks, each), slots) * (each + OVERHEAD) + (splits > 1 ? OVERHEAD : 0);
+    if (time < best.time) best = { splits: ceilDiv(blocks, each), blocks: each, time };
+  }
+  return best;
+}
+
+const partBytes = (problem: Problem, c: DecodeConfig, splits: number): { out: number; total: number } => {
+  const rows = problem.B * problem.Hkv * splits * packedRows(specOf(problem), c);
+  return { out: rows * problem.Dv * 4, total: rows * (problem.Dv + 2) * 4 };
+};
+
+/** For every sequence the first block of keys any query attends to, and the one after the last. */
+function attendedBlocks(problem: Problem, blockK: number): Int32Array {
+  const { rowStart, runs, rowOf } = blockRuns(problem, 'q', Math.max(problem.Sq, 1), blockK);
+  const ranges = new Int32Array(problem.B * 2);
+  for (let b = 0; b < problem.B; b++) {
+    let [first, end] = [Number.MAX_SAFE_INTEGER, 0];
+    for (let h = 0; h < problem.Hq; h++) {
+      const row = rowOf(b, h, 0);
+      if (rowStart[row] === rowStart[row + 1]) continue;
+      first = Math.min(first, runs[rowStart[row] * 3]);
+      end = Math.max(end, runs[rowStart[row + 1] * 3 - 2]);
+    }
+    ranges.set(end === 0 ? [0, 0] : [first, end], b * 2);
+  }
+  return ranges;
+}
+
+const rangesOf = new WeakMap<Problem, Int32Array>();
+
+function launch(run: RunContext<DecodeConfig>): void {
+  const { problem, config, caps, launches, stream, tables, addresses } = run;
+  const [decode, combine] = launches;
+  if (problem.Sq === 0) return;
+  const { splits, blocks } = splitsOf(problem, config, caps);
+  let ranges = 0;
+  if (problem.mask !== null) {
+    let table = rangesOf.get(problem);
+    if (table === undefined) {
+      table = attendedBlocks(problem, config.blockK);
+      rangesOf.set(problem, table);
+    }
+    ranges = tables.array(table);
+  }
+  const bytes = partBytes(problem, config, splits);
+  const partOut = splits > 1 ? run.scratch(bytes.total) : 0;
+  const args = {
+    problem,
+    addresses: { ...addresses, ranges, partOut, partState: partOut + bytes.out },
+    numbers: { splits, splitBlocks: blocks },
+  };
+  fill(decode, args);
+  decode.run(stream, splits, problem.Hkv, problem.B);
+  if (splits === 1) return;
+  fill(combine, args);
+  combine.run(stream, packedRows(specOf(problem), config), problem.Hkv, problem.B);
+}
+
+/** Rows of q, packed: row i is query i % queries of head h0 + i / queries. Rows past the sequence's end read its last. */
+function packedSource(
+  asm: Assembler,
+  spec: Spec,
+  place: Place,
+  h0: Reg<'b32'>,
+  queries: number,
+  tensor: Reg<'b64'>,
+  strides: StrideRegs,
+): RowSource {
+  return {
+    strideBytes: null,
+    from: (bytes) => packedSource(asm, spec, place, h0, queries, asm.op('add.s64', tensor, bytes), strides),
+    row: (index) => {
+      const { h, q } = unpackRow(asm, index, h0, queries);
+      const start = asm.op('add.s32', place.qStart, asm.op('min.s32', q, asm.op('sub.s32', place.lenQ, 1)));
+      return baseOf(asm, tensor, strides, { b: place.b, h, start }, spec.size);
+    },
+  };
+}
+
+/** Head and query of a packed row. */
+export function unpackRow(
+  asm: Assembler,
+  row: Reg<'b32'>,
+  h0: Reg<'b32'>,
+  queries: number,
+): { h: Reg<'b32'>; q: Reg<'b32'> } {
+  const head = asm.op('div.u32', row, queries);
+  const q = asm.op('sub.s32', row, asm.op('mul.lo.s32', head, queries));
+  return { h: asm.op('add.s32', h0, head), q };
+}
+
+function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
+  const spec = specOf(problem);
+  const { blockK, warps, stages, perSm } = config;
+  const queries = Math.max(config.queries, 1);
+  const rows = packedRows(spec, config);
+  const m = rowTiles(spec, config);
+  const threads = warps * 32;
+  const asm = new Assembler({ name: 'decode_split', target: 'sm_80', threads, blocksPerSm: perSm });
+
+  asm.stage('place: sequence, key head and split of this block');
+  const thread = asm.special('tid.x');
+  const warp = asm.op('shr.u32', thread, 5);
+  const lanes = lanesOf(asm, thread);
+  const split = asm.special('ctaid.x');
+  const hkv = asm.special('ctaid.y');
+  const place = placeOf(asm, spec, asm.special('ctaid.z'));
+  const p = take(asm, 'q', 'qB', 'qH', 'qS', 'splits', 'splitBlocks', 'ranges', 'scale', 'scaleLog2');
+  const end = asm.label('end');
+  asm.branch(end, asm.op('setp.gt.s32', place.lenQ, 0), { negate: true });
+  const h0 = asm.op('mul.lo.s32', hkv, spec.group);
+
+  asm.stage('the blocks of keys of this split');
+  let firstBlock = asm.constant('b32', 0);
+  let endBlock = asm.op('div.u32', asm.op('add.s32', place.lenK, blockK - 1), blockK);
+  if (spec.mask !== null) {
+    const at = asm.op('add.s64', p.ranges, asm.op('mul.wide.u32', place.b, 8));
+    [firstBlock, endBlock] = asm.loadVector('global', 'b32', 2, at, 0, 'nc');
+  }
+  const block = asm.op('mad.lo.s32', split, p.splitBlocks, firstBlock);
+  const limit = asm.op('min.s32', asm.op('add.s32', block, p.splitBlocks), endBlock);
+
+  const tileQ = { storage: spec.storage, rows: m * 16, columns: spec.D, padded: spec.padD, grain: spec.grains.q };
+  const tileK = { ...tileQ, rows: blockK, grain: spec.grains.k };
+  const tileV = { ...tileK, columns: spec.Dv, padded: spec.padDv, grain: spec.grains.v };
+  const stageBytes = tileBytes(tileK) + tileBytes(tileV);
+  const sQ = asm.sharedAddress(asm.shared('q', tileBytes(tileQ), 1024));
+  const ring = asm.shared('k and v', stageBytes * stages, 1024);
+  const joinPitch = spec.padDv * 4;
+  const joinBytes = warps * m * 16 * (joinPitch + 8);
+  const sJoin = asm.sharedAddress(asm.sharedOver(ring, 'parts of the warps', joinBytes));
+  const sRing = asm.sharedAddress(ring);
+
+  asm.stage('load Q and the first blocks of K and V');
+  const qSource = packedSource(asm, spec, place, h0, queries, p.q, { b: p.qB, h: p.qH, s: p.qS });
+  loaderOf(asm, tileQ, threads, thread).reader(qSource).load(sQ, asm.constant('b32', 0), asm.constant('b32', rows));
+  const source = keyRows(asm, spec, place, hkv);
+  const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
+  const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
+  const coming = asm.op('mov.b32', block);
+  const slot = asm.constant('b32', 0);
+  const nextSlot = (r: Reg<'b32'>): void => {
+    asm.set(r, 'add.s32', r, 1);
+    asm.set(r, 'selp.b32', 0, r, asm.op('setp.ge.s32', r, stages));
+  };
+  const fetch = (): void => {
+    const none = asm.label('none');
+    asm.branch(none, asm.op('setp.lt.s32', coming, limit), { negate: true, uniform: true });
+    const first = asm.op('mul.lo.s32', coming, blockK);
+    const target = asm.op('mad.lo.s32', slot, stageBytes, sRing);
+    readK.load(target, first, place.lenK);
+    readV.load(asm.op('add.s32', target, tileBytes(tileK)), first, place.lenK);
+    asm.place(none);
+    asm.set(coming, 'add.s32', coming, 1);
+    nextSlot(slot);
+    cpAsyncCommit(asm);
+  };
+  for (let i = 0; i < stages - 1; i++) fetch();
+
+  asm.stage('prologue: row state; a row is a query head and a query');
+  const arithmetic = arithmeticOf(asm, spec.storage, lanes);
+  const acc = zeroTiles(asm, m, spec.padDv);
+  const best = Array.from({ length: 2 * m }, () => asm.constant('f32', Number.NEGATIVE_INFINITY));
+  const sum = Array.from({ length: 2 * m }, () => asm.constant('f32', 0));
+  const usesPositions = spec.mask !== null || spec.mod !== null || spec.dropout;
+  const own = !usesPositions
+    ? []
+    : Array.from({ length: 2 * m }, (_, r) => {
+        const row = asm.op('min.s32', asm.op('add.s32', lanes.g, r * 8), rows - 1);
+        return unpackRow(asm, row, h0, queries);
+      });
+  const rowHead = own.map((r) => r.h);
+  const qPositions = own.map((r) => r.q);
+  const pitchD = pitchOf(spec.storage, spec.padD);
+  const pitchV = pitchOf(spec.storage, spec.padDv);
+  const viewQ = arithmetic.view(sQ, pitchD, 'a');
+  const toLog2 = spec.folded ? p.scaleLog2 : asm.constant('f32', LOG2E);
+  const Hq = spec.dropout ? take(asm, 'Hq').Hq : null;
+  const dropouts = Hq === null ? null : dropoutOf(asm, asm.op('mad.lo.s32', place.b, Hq, h0));
+  const using = asm.constant('b32', 0);
+
+  const loop = asm.label('loopKV');
+  const done = asm.label('join');
+  asm.place(loop);
+  asm.branch(done, asm.op('setp.lt.s32', block, limit), { negate: true, uniform: true });
+  cpAsyncWait(asm, stages - 2);
+  asm.barrier();
+  fetch();
+  const kHere = asm.op('mad.lo.s32', using, stageBytes, sRing);
+  const vHere = asm.op('add.s32', kHere, tileBytes(tileK));
+  nextSlot(using);
+  const kv0 = asm.op('mad.lo.s32', block, blockK, asm.op('shl.b32', warp, 4));
+  const warpK = asm.op('mad.lo.s32', warp, 16 * pitchD, kHere);
+  const warpV = asm.op('mad.lo.s32', warp, 16 * pitchV, vHere);
+  const viewK = arithmetic.view(warpK, pitchD, 'b');
+  const viewV = arithmetic.view(warpV, pitchV, 'bt');
+
+  asm.stage('scores: S = Q K^T, 16 keys a warp');
+  let tiles: Tile[][] = zeroTiles(asm, m, 16);
+  for (let k = 0; k < spec.padD / arithmetic.kStep; k++) {
+    const pair = viewK.b(0, k);
+    for (let i = 0; i < m; i++) {
+      const a = viewQ.a(i, k);
+      pair.forEach((b, j) => {
+        arithmetic.mma(tiles[i][j], a, b);
+      });
+    }
+  }
+  const scorer = scorerOf(asm, spec, place);
+  const columns = columnPositions(asm, kv0, lanes.t, 2);
+  const grid = { rowsAre: 'q', rows: qPositions, columns, head: h0, rowHead } as const;
+  if (!spec.folded) tiles = tiles.map((r) => r.map((tile) => tile.map((s) => asm.op('mul.f32', s, p.scale))));
+  if (spec.mod !== null) tiles = scorer.modify(tiles, grid, [spec.mod])[0];
+  tiles = tiles.map((r, i) =>
+    r.map((tile, n) => {
+      const attends = scorer.attends(grid, i, n);
+      return tile.map((x, e) => asm.op('selp.f32', x, Number.NEGATIVE_INFINITY, attends[e]));
+    }),
+  );
+
+  asm.stage('softmax');
+  for (let r = 0; r < 2 * m; r++) {
+    const half = (r & 1) * 2;
+    const mine = tiles[r >> 1].flatMap((tile) => [tile[half], tile[half + 1]]);
+    let top = mine.reduce((x, y) => asm.op('max.f32', x, y));
+    for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
+    const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
+    const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
+    const subtracted = asm.op('selp.f32', 0, next, empty);
+    const shift = asm.op('neg.f32', subtracted);
+    const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
+    for (const tile of tiles[r >> 1])
+      for (const e of [half, half + 1])
+        tile[e] = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', tile[e], toLog2, shift));
+    const total = tiles[r >> 1].flatMap((tile) => [tile[half], tile[half + 1]]);
+    asm.set(
+      sum[r],
+      'fma.rn.f32',
+      sum[r],
+      alpha,
+      total.reduce((x, y) => asm.op('add.f32', x, y)),
+    );
+    asm.set(best[r], 'mov.f32', next);
+    for (const tile of acc[r >> 1]) for (const e of [half, half + 1]) asm.set(tile[e], 'mul.f32', tile[e], alpha);
+  }
+  if (spec.mask !== null) {
+    asm.stage('values that no product may see where they are masked: NaN and infinity');
+    purge(asm, tileV, vHere, threads, thread, () =>
+      addAttended(asm, {
+        ...{ spec, place, acc, qPositions, kv0, h: h0, rowHead, t: lanes.t },
+        base: warpV,
+        tile: { ...tileV, rows: 16 },
+      }),
+    );
+  }
+  if (dropouts !== null && Hq !== null) {
+    asm.stage('dropout');
+    tiles.forEach((row, i) => {
+      row.forEach((tile, n) => {
+        const pair = asm.op('shr.u32', columns[2 * n], 1);
+        for (const half of [0, 1]) {
+          const r = 2 * i + half;
+          const keep = dropouts.keepPair(qPositions[r], pair, asm.op('mad.lo.s32', place.b, Hq, rowHead[r]));
+          for (const j of [0, 1]) tile[half * 2 + j] = asm.op('selp.f32', tile[half * 2 + j], 0, keep[j]);
+        }
+      });
+    });
+  }
+  asm.stage('accumulate: O += P V');
+  for (let k = 0; k < 16 / arithmetic.kStep; k++) {
+    const a = tiles.map((row) => arithmetic.fromTiles(row, k));
+    for (let n = 0; n < spec.padDv / 16; n++)
+      viewV.bt(k, n).forEach((b, j) => {
+        for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], b);
+      });
+  }
+  asm.set(block, 'add.s32', block, 1);
+  asm.branch(loop);
+
+  asm.place(done);
+  asm.stage('join the warps: state, then outputs over a common maximum');
+  cpAsyncWait(asm, 0);
+  asm.barrier();
+  // Of each warp: m * 16 rows of outputs; behind all of them, (best, sum) of each row.
+  const outBytes = m * 16 * joinPitch;
+  const stateAt = asm.op('add.s32', sJoin, warps * outBytes);
+  const firstLane = asm.op('setp.eq.s32', lanes.t, 0);
+  for (let r = 0; r < 2 * m; r++) {
+    for (const lane of [1, 2]) asm.set(sum[r], 'add.f32', sum[r], shuffleXor(asm, sum[r], lane));
+    const row = asm.op('add.s32', lanes.g, r * 8);
+    const at = asm.op('mad.lo.s32', asm.op('mad.lo.s32', warp, m * 16, row), 8, stateAt);
+    asm.when(firstLane, () => asm.storeVector('shared', 'f32', at, [best[r], sum[r]]));
+    const line = asm.op('mad.lo.s32', row, joinPitch, asm.op('mad.lo.s32', warp, outBytes, sJoin));
+    const place_ = asm.op('mad.lo.s32', lanes.t, 8, line);
+    acc[r >> 1].forEach((tile, n) => {
+      asm.storeVector('shared', 'f32', place_, [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]], n * 32);
+    });
+  }
+  asm.barrier();
+
+  asm.stage('sum the warps: one thread a row and column, and write');
+  const o = take(asm, 'out', 'outB', 'outH', 'outS', 'lse', 'lseB', 'lseH', 'lseS', 'partOut', 'partState');
+  const logitOf = (h: Reg<'b32'>): Reg<'f32'> | null => (sink === null ? null : sinkLogit(asm, h, sink));
+  const sink = spec.sink ? take(asm, 'sink').sink : null;
+  const alone = asm.op('setp.eq.s32', p.splits, 1);
+  const item = asm.op('mov.b32', thread);
+  const writing = asm.label('write');
+  asm.place(writing);
+  asm.branch(end, asm.op('setp.ge.s32', item, rows * spec.padDv));
+  const row = asm.op('div.u32', item, spec.padDv);
+  const column = asm.op('sub.s32', item, asm.op('mul.lo.s32', row, spec.padDv));
+  const states = Array.from({ length: warps }, (_, i) => {
+    const at = asm.op('mad.lo.s32', row, 8, stateAt);
+    return asm.loadVector('shared', 'f32', 2, at, i * m * 16 * 8);
+  });
+  const highest = states.map((s) => s[0]).reduce((x, y) => asm.op('max.f32', x, y));
+  const nothing = asm.op('setp.eq.f32', highest, Number.NEGATIVE_INFINITY);
+  const base = asm.op('selp.f32', 0, highest, nothing);
+  const at = asm.op('mad.lo.s32', column, 4, asm.op('mad.lo.s32', row, joinPitch, sJoin));
+  const total = asm.constant('f32', 0);
+  const value = asm.constant('f32', 0);
+  states.forEach(([top, part], i) => {
+    const weight = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', top, base));
+    asm.set(total, 'fma.rn.f32', weight, part, total);
+    asm.set(value, 'fma.rn.f32', weight, asm.load('shared', 'f32', at, i * outBytes), value);
+  });
+  const { h, q } = unpackRow(asm, row, h0, queries);
+  const next = asm.label('next');
+  asm.branch(next, asm.op('setp.lt.s32', q, place.lenQ), { negate: true });
+  const isColumn = asm.op('setp.lt.s32', column, spec.Dv);
+  const isFirst = asm.op('setp.eq.s32', column, 0);
+  asm.if(
+    alone,
+    () => {
+      const { scale, value: lse } = finishRow(asm, highest, total, logitOf(h));
+      const keep = dropouts === null ? scale : asm.op('mul.f32', scale, dropouts.keepScale);
+      const start = asm.op('add.s32', place.qStart, q);
+      const out = baseOf(asm, o.out, { b: o.outB, h: o.outH, s: o.outS }, { b: place.b, h, start }, spec.size);
+      const result = asm.op('mul.f32', value, keep);
+      const outAt = asm.op('add.s64', out, asm.op('mul.wide.s32', column, spec.size));
+      writeElement(asm, spec, outAt, result, isColumn);
+      const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b: place.b, h, start }, 4);
+      asm.when(isFirst, () => asm.store('global', 'f32', lseAt, lse));
+    },
+    () => {
+      const group = asm.op('mad.lo.s32', place.b, asm.special('nctaid.y'), hkv);
+      const part = asm.op('mad.lo.s32', asm.op('mad.lo.s32', group, p.splits, split), rows, row);
+      const partAt = asm.op('add.s64', o.partState, asm.op('mul.wide.s32', part, 8));
+      asm.when(isFirst, () => asm.storeVector('global', 'f32', partAt, [highest, total]));
+      const line = asm.op('mul.lo.s64', asm.op('cvt.s64.s32', part), spec.Dv * 4);
+      const outAt = asm.op('add.s64', asm.op('add.s64', o.partOut, line), asm.op('mul.wide.s32', column, 4));
+      asm.when(isColumn, () => asm.store('global', 'f32', outAt, value));
+    },
+  );
+  asm.place(next);
+  asm.set(item, 'add.s32', item, threads);
+  asm.branch(writing);
+  asm.place(end);
+  return asm.finish();
+}
