@@ -13,6 +13,8 @@ export interface TableOptions {
   readonly open?: object;
   /** Said in the tests' names when options differ from the engine's defaults. */
   readonly variant?: string;
+  /** Why the engine that was opened is not what the variant means; the table is then skipped with that reason. */
+  readonly unless?: (engine: Engine) => string | null;
   /** Only the quick subset. */
   readonly quick?: boolean;
 }
@@ -41,11 +43,16 @@ async function opened(name: EngineName, what: string, options: object): Promise<
 /** Runs the conformance table on an engine, a test a case. */
 export async function runTable(
   name: EngineName,
-  { mayRefuse, open = {}, variant, quick }: TableOptions,
+  { mayRefuse, open = {}, variant, unless, quick }: TableOptions,
 ): Promise<void> {
   const title = variant === undefined ? name : `${name}, ${variant}`;
   const engine = await opened(name, `conformance: ${title}`, open);
   if (engine === null) return;
+  const other = unless?.(engine) ?? null;
+  if (other !== null) {
+    test(`conformance: ${title}`, { skip: other }, () => {});
+    return;
+  }
   const slow = tooSlow(engine);
   if (slow !== null) test(`conformance: ${title}, the other cases`, { skip: slow }, () => {});
   const runs = ({ id, quick: inQuick }: Case): boolean =>
