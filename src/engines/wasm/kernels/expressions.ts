@@ -5,7 +5,7 @@ import { lowerAll } from '../../../mods/lower.ts';
 import { simplify } from '../../../mods/simplify.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Local } from '../asm/func.ts';
-import { i32, i32x4, v128 } from '../asm/values.ts';
+import { type I32, i32, i32x4, v128 } from '../asm/values.ts';
 import { type Lanes, laneTarget, type Scalar, type Surroundings, type Value, widenScalar } from '../math.ts';
 import { iota, type Vec, type Vectors } from '../tile.ts';
 
@@ -39,46 +39,50 @@ function invariants(roots: readonly Expr[], inner: IndexName): Expr[] {
   return [...new Set(kept)].filter((e) => e.kind === 'op' || e.kind === 'load');
 }
 
-/** Positions as the kernels know them: i32 locals, the lanes' axis by its first position. */
+/** What lanes run over: queries, keys, or the query heads that share a key head. */
+export type LaneAxis = 'q' | 'kv' | 'h';
+
+/** Positions as the kernels know them. On the axis of the lanes it is the position of lane 0. */
 export interface Positions {
   readonly b: Local<'i32'>;
   readonly h: Local<'i32'>;
+  readonly q: Local<'i32'>;
+  readonly kv: Local<'i32'>;
   readonly lenQ: Local<'i32'>;
   readonly lenK: Local<'i32'>;
-  /** Position of the loop's axis, the same for all lanes. */
-  readonly inner: Local<'i32'>;
-  /** Position of lane 0 on the other axis. */
-  readonly lane0: Local<'i32'>;
 }
 
 /**
- * Prepares roots for a loop: emits what does not change in it, and returns what emits the rest, given the scores.
+ * Prepares roots for a loop over keys (over queries, when lanes are keys): emits what does not change in it, and returns
+ * what emits the rest, given the scores.
  *
- * @param lanesAre the axis lanes run along; the loop runs along the other. Lanes past the sequence's end see its last position.
+ * @param end one past the last position on the axis of the lanes; lanes past it see the last.
  */
 export function loopOver(
   v: Vectors,
   roots: readonly Expr[],
-  lanesAre: 'q' | 'kv',
+  lanesAre: LaneAxis,
   at: Positions,
+  end: I32,
   sideOf: Surroundings['sideOf'],
 ): (score: Vec) => Value[] {
   const scalar = (value: Local<'i32'>): Scalar => ({ kind: 'scalar', type: 'i32', value });
-  const last = v.repeat(v.f.let(i32x4.splat(i32.sub(lanesAre === 'q' ? at.lenQ : at.lenK, 1)), 'last'));
-  const clamped = v.map((x, y) => i32x4.min_s(x, y), iota(v, at.lane0), last);
-  const lanes: Lanes = { kind: 'lanes', type: 'i32', vec: clamped, start: at.lane0 };
+  const last = v.repeat(v.f.let(i32x4.splat(i32.sub(end, 1)), 'last'));
+  const clamped = v.map((x, y) => i32x4.min_s(x, y), iota(v, at[lanesAre]), last);
+  const lanes: Lanes = { kind: 'lanes', type: 'i32', vec: clamped, start: at[lanesAre] };
   const indices: Surroundings['indices'] = {
     b: scalar(at.b),
     h: scalar(at.h),
+    q: scalar(at.q),
+    kv: scalar(at.kv),
     lenQ: scalar(at.lenQ),
     lenK: scalar(at.lenK),
-    q: lanesAre === 'q' ? lanes : scalar(at.inner),
-    kv: lanesAre === 'kv' ? lanes : scalar(at.inner),
+    [lanesAre]: lanes,
   };
   const mayOverrun = !loadsThroughLoads(roots);
   const values = new Map<Expr, Value>();
   const target = (score: Vec) => laneTarget(v, { score, indices, sideOf, mayOverrun });
-  lowerAll(invariants(roots, lanesAre === 'q' ? 'kv' : 'q'), target([]), values);
+  lowerAll(invariants(roots, lanesAre === 'kv' ? 'q' : 'kv'), target([]), values);
   return (score) => lowerAll(roots, target(score), new Map(values));
 }
 

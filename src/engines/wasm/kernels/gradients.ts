@@ -28,17 +28,14 @@ export const BLOCK = {
 
 type Block = { readonly [K in keyof typeof BLOCK]: import('../asm/func.ts').Local<'i32'> };
 
-function positions(v: Vectors, a: Block): Positions {
-  const { f } = v;
-  return {
-    b: f.let(CHAIN.i32(a.chain, 'b'), 'b'),
-    h: f.let(HEAD.i32(a.head, 'h'), 'h'),
-    lenQ: f.let(CHAIN.i32(a.chain, 'lenQ'), 'lenQ'),
-    lenK: f.let(CHAIN.i32(a.chain, 'lenK'), 'lenK'),
-    inner: f.let(a.q0, 'q'),
-    lane0: a.kv0,
-  };
-}
+const positions = ({ f }: Vectors, a: Block): Positions => ({
+  b: f.let(CHAIN.i32(a.chain, 'b'), 'b'),
+  h: f.let(HEAD.i32(a.head, 'h'), 'h'),
+  lenQ: f.let(CHAIN.i32(a.chain, 'lenQ'), 'lenQ'),
+  lenK: f.let(CHAIN.i32(a.chain, 'lenK'), 'lenK'),
+  q: f.let(a.q0, 'q'),
+  kv: a.kv0,
+});
 
 /** (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. */
 export function emitWeights(
@@ -56,7 +53,7 @@ export function emitWeights(
     const lse = f.let(i32.add(HEAD.i32(a.head, 'rowLse'), i32.mul(a.q0, 4)), 'lse');
     const at = positions(v, a);
     const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
-    const emit = loopOver(v, roots, 'kv', at, sideReader(f, a.params, sides));
+    const emit = loopOver(v, roots, 'kv', at, at.lenK, sideReader(f, a.params, sides));
     f.for(0, a.rows, 1, () => {
       const raw = v.load(a.s);
       const values = emit(mod ? v.map((x, c) => f32x4.mul(x, c), raw, toScore) : raw);
@@ -78,7 +75,7 @@ export function emitWeights(
       f.bump(a.s, v.bytes);
       f.bump(a.p, v.bytes);
       f.bump(lse, 4);
-      f.bump(at.inner, 1);
+      f.bump(at.q, 1);
     });
   });
 }
@@ -147,7 +144,7 @@ export function emitScoreGradients(
       ...(dScore ? [dScore] : []),
       ...terms.flatMap(({ load, derivative }) => [derivative, ...load.indices]),
     ];
-    const emit = loopOver(v, roots, 'kv', at, sideReader(f, a.params, sides));
+    const emit = loopOver(v, roots, 'kv', at, at.lenK, sideReader(f, a.params, sides));
     const valid = f.let(i32.sub(at.lenK, a.kv0), 'valid');
     const limit = f.let(i32x4.splat(valid), 'limit');
     const isValid = v.map((i) => i32x4.lt_s(i, limit), iota(v, i32Const(0)));
@@ -185,7 +182,7 @@ export function emitScoreGradients(
       for (const buffer of [a.p, a.kept, a.dp]) f.bump(buffer, v.bytes);
       f.bump(a.ds, dsRow);
       f.bump(delta, 4);
-      f.bump(at.inner, 1);
+      f.bump(at.q, 1);
     });
     // Indices that do not change with the query were emitted before the loop.
     terms.forEach(({ load }, i) => {

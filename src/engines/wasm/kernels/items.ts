@@ -10,9 +10,27 @@ import { layout } from './layout.ts';
 
 /**
  * `q`, `out`, `lse` are addresses of row q0; `k`, `v` of row 0 of the sequence (for paged storage: of head h in page 0).
- * `runs` is the address of `count` triples (first block, end block, partial).
+ * `runs` is the address of `count` triples (first block, end block, partial). An item of decode looks only at blocks
+ * `first` ... `last` - 1 of these and leaves its state at `part`.
  */
-export const ITEM = layout(['q', 'k', 'v', 'out', 'lse', 'b', 'h', 'q0', 'rows', 'lenQ', 'lenK', 'runs', 'count']);
+export const ITEM = layout([
+  'q',
+  'k',
+  'v',
+  'out',
+  'lse',
+  'b',
+  'h',
+  'q0',
+  'rows',
+  'lenQ',
+  'lenK',
+  'runs',
+  'count',
+  'first',
+  'last',
+  'part',
+]);
 
 /** Bytes from a tensor's start to row `row` of (b, h). */
 export const rowBytes = (s: Strides, bytes: number, b: number, h: number, row: number): number =>
@@ -93,6 +111,9 @@ export function writeQueryItems(
       lenK,
       runs: row < 0 ? 0 : runs + 12 * found.rowStart[row],
       count: row < 0 ? 0 : found.count(row),
+      first: 0,
+      last: 0,
+      part: 0,
     });
   });
   return { items, count: pieces.length };

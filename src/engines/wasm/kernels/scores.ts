@@ -21,6 +21,7 @@ export function emitModify(
   work: Work,
   { mod, mask, sides }: Expressions,
   table: ConstantTable,
+  lanesAre: 'q' | 'h',
 ): Callable {
   const params = {
     params: 'i32',
@@ -37,16 +38,18 @@ export function emitModify(
     const p = f.let(i32.add(a.work, work.p), 'p');
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
     const max = v.load(a.group, group.max);
+    const field = (name: 'b' | 'h' | 'q0' | 'rows' | 'lenQ' | 'lenK') => f.let(ITEM.i32(a.item, name), name);
     const at = {
-      b: f.let(ITEM.i32(a.item, 'b'), 'b'),
-      h: f.let(ITEM.i32(a.item, 'h'), 'h'),
-      lenQ: f.let(ITEM.i32(a.item, 'lenQ'), 'lenQ'),
-      lenK: f.let(ITEM.i32(a.item, 'lenK'), 'lenK'),
-      inner: kv,
-      lane0: a.lane0,
+      b: field('b'),
+      h: lanesAre === 'h' ? a.lane0 : field('h'),
+      q: lanesAre === 'q' ? a.lane0 : field('q0'),
+      kv,
+      lenQ: field('lenQ'),
+      lenK: field('lenK'),
     };
+    const end = lanesAre === 'q' ? at.lenQ : i32.add(field('h'), field('rows'));
     const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
-    const emit = loopOver(v, roots, 'q', at, sideReader(f, a.params, sides));
+    const emit = loopOver(v, roots, lanesAre, at, end, sideReader(f, a.params, sides));
     f.for(0, a.rows, 1, () => {
       const raw = v.load(p);
       const scaled = mod ? v.map((x, c) => f32x4.mul(x, c), raw, toScore) : raw;
@@ -66,13 +69,17 @@ export function emitModify(
 }
 
 /** (params, item, lane0, kv0, work, rows): zeroes the weights that dropout drops; the rest are scaled at the end. */
-export function emitDrop(m: ModuleBuilder, { shape }: BlockShape, work: Work): Callable {
+export function emitDrop(m: ModuleBuilder, { shape }: BlockShape, work: Work, lanesAre: 'q' | 'h'): Callable {
   const params = { params: 'i32', item: 'i32', lane0: 'i32', kv0: 'i32', work: 'i32', rows: 'i32' } as const;
   return m.func('drop', params, (f, a) => {
     const v = new Vectors(f, shape);
-    const q = iota(v, a.lane0);
-    const head = i32.add(i32.mul(ITEM.i32(a.item, 'b'), PARAMS.i32(a.params, 'heads')), ITEM.i32(a.item, 'h'));
-    const c2 = splatWord(v, head);
+    const lanes = iota(v, a.lane0);
+    const batch = f.let(i32.mul(ITEM.i32(a.item, 'b'), PARAMS.i32(a.params, 'heads')), 'batch');
+    const q = lanesAre === 'q' ? lanes : splatWord(v, ITEM.i32(a.item, 'q0'));
+    const c2 =
+      lanesAre === 'q'
+        ? splatWord(v, i32.add(batch, ITEM.i32(a.item, 'h')))
+        : v.map((h, b) => i32x4.add(h, b), lanes, splatWord(v, batch));
     const c3 = splatWord(v, PARAMS.i32(a.params, 'offset'));
     const threshold = splatWord(v, PARAMS.i32(a.params, 'threshold'));
     const p = f.let(i32.add(a.work, work.p), 'p');

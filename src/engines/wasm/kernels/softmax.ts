@@ -266,9 +266,10 @@ export function emitEmpty(m: ModuleBuilder, { shape }: BlockShape, group: Group)
 
 /**
  * (group, toScore, keepScale, sink): puts lse in place of the maximum, and in place of the sum what the output has to be
- * multiplied by: keepScale / sum, 0 for rows that attend to nothing. `sink` is the address of one more logit, or 0.
+ * multiplied by: keepScale / sum, 0 for rows that attend to nothing. `sink` is the address of one more logit (one
+ * for all lanes, or one each), or 0.
  */
-export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group): Callable {
+export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group, sinks: 'one' | 'each'): Callable {
   const params = { group: 'i32', toScore: 'f32', keepScale: 'f32', sink: 'i32' } as const;
   return m.func('finish', params, (f, a) => {
     const v = new Vectors(f, shape);
@@ -279,7 +280,7 @@ export function emitFinish(m: ModuleBuilder, { shape }: BlockShape, group: Group
     const factor = v.splat(a.keepScale);
     const numerator = v.map((x) => x, factor);
     f.if(a.sink, () => {
-      const logit = v.splat(f32.load(a.sink));
+      const logit = sinks === 'one' ? v.splat(f32.load(a.sink)) : v.load(a.sink);
       v.set(
         max,
         v.map((x, c) => f32x4.mul(x, c), max, toScore),
