@@ -20,7 +20,7 @@ export interface TableOptions {
 }
 
 /** What runs on a software GPU by default. */
-const ON_SOFTWARE = ['heads/grouped', 'mods/composed'];
+const ON_SOFTWARE = ['gradients/none'];
 
 /** Why most tests skip an engine: a processor that plays a GPU needs up to minutes to compile the shaders of one case. */
 export const tooSlow = (engine: Engine): string | null =>
