@@ -3,7 +3,7 @@ import { ArgumentError, DisposedError } from '../core/errors.ts';
 import { type HostTensor, sameShape, sizeOf, type TensorLike, zeros } from '../core/tensor.ts';
 import type { EngineTensor, RunOptions } from '../engine/contract.ts';
 import { type AttentionResult, forwardInParts, forwardResident } from './attention.ts';
-import { checkNames, type GradOptions } from './options.ts';
+import { checkNames, type GradientChoice, type GradOptions } from './options.ts';
 import { type Call, prepareCall } from './prepare.ts';
 import { isEmpty } from './request.ts';
 import {
@@ -19,11 +19,21 @@ import {
 import { bytesOfRoles, type Part, partOptions, sinkOnHost, sliceInputs, splitCall } from './split.ts';
 import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 
-/** Gradients shaped like the tensors they belong to; null where none was asked for or there is no such tensor. */
-export interface GradientsOf<T extends Tensor> {
-  readonly dq: T | null;
-  readonly dk: T | null;
-  readonly dv: T | null;
+/** T, unless `options.grads` may say no to it: then null is possible, or certain. */
+type Unless<T, G, K extends string> = G extends { readonly [P in K]?: infer Flag }
+  ? Flag extends false
+    ? null
+    : T
+  : T;
+
+/**
+ * Gradients shaped like the tensors they belong to; null where none was asked for or there is no such tensor. `G` is the
+ * type of `options.grads`.
+ */
+export interface GradientsOf<T extends Tensor, G = unknown> {
+  readonly dq: Unless<T, G, 'q'>;
+  readonly dk: Unless<T, G, 'k'>;
+  readonly dv: Unless<T, G, 'v'>;
   /** Of `options.bias`, summed over its broadcast axes, f32. */
   readonly dBias: T | null;
   /** Of `options.alibi`, f32. */
@@ -34,14 +44,14 @@ export interface GradientsOf<T extends Tensor> {
   readonly dSides: ReadonlyMap<TensorLike, T>;
 }
 
-export interface AttentionWithGrads<T extends Tensor> extends AttentionResult<T> {
+export interface AttentionWithGrads<T extends Tensor, G = unknown> extends AttentionResult<T> {
   /**
    * Gradients of a loss from its gradients with respect to out and, when lse was used, lse. May be called again until
    * `dispose`, with the same dropout bits as forward.
    *
    * @throws ArgumentError for shapes or dtypes that disagree, DisposedError after `dispose`.
    */
-  backward(dOut: T, dLse?: T | null, options?: BackwardOptions): Promise<GradientsOf<T>>;
+  backward(dOut: T, dLse?: T | null, options?: BackwardOptions): Promise<GradientsOf<T, G>>;
   /** Frees what is kept for backward. With engine tensors, q, k, v, out and lse stay the caller's, alive until here. */
   dispose(): void;
   [Symbol.dispose](): void;
@@ -60,30 +70,30 @@ export type BackwardOptions = Pick<GradOptions, 'signal' | 'onProgress'>;
  * const { dq, dk, dv } = await run.backward(dOut);
  * run.dispose();
  */
-export async function attentionWithGrads(
+export async function attentionWithGrads<const G extends GradientChoice = object>(
   q: HostTensor,
   k: HostTensor,
   v: HostTensor,
-  options?: GradOptions,
-): Promise<AttentionWithGrads<HostTensor>>;
-export async function attentionWithGrads(
+  options?: GradOptions & { readonly grads?: G | undefined },
+): Promise<AttentionWithGrads<HostTensor, G>>;
+export async function attentionWithGrads<const G extends GradientChoice = object>(
   q: EngineTensor,
   k: EngineTensor,
   v: EngineTensor,
-  options?: GradOptions,
-): Promise<AttentionWithGrads<EngineTensor>>;
-export async function attentionWithGrads<T extends Tensor>(
+  options?: GradOptions & { readonly grads?: G | undefined },
+): Promise<AttentionWithGrads<EngineTensor, G>>;
+export async function attentionWithGrads<T extends Tensor, const G extends GradientChoice = object>(
   q: T,
   k: T,
   v: T,
-  options?: GradOptions,
-): Promise<AttentionWithGrads<T>>;
+  options?: GradOptions & { readonly grads?: G | undefined },
+): Promise<AttentionWithGrads<T, G>>;
 export async function attentionWithGrads(
   q: Tensor,
   k: Tensor,
   v: Tensor,
   options: GradOptions = {},
-): Promise<AttentionWithGrads<Tensor>> {
+): Promise<AttentionWithGrads<Tensor, GradientChoice>> {
   const { grads = {}, ...rest } = options;
   checkNames(rest, ['into']);
   rest.signal?.throwIfAborted();
@@ -106,7 +116,7 @@ async function withGradsResident(
   k: EngineTensor,
   v: EngineTensor,
   options: GradOptions,
-): Promise<AttentionWithGrads<EngineTensor>> {
+): Promise<AttentionWithGrads<EngineTensor, GradientChoice>> {
   const inputs: Inputs = { q, k, v, ...residentSides(saved, call.request, options.sink) };
   const result = await forwardResident(call, inputs, options);
   return session(result, saved, async (dOut, dLse, run) => {
@@ -121,7 +131,7 @@ async function withGradsHost(
   saved: Arena,
   inputs: HostInputs,
   options: GradOptions,
-): Promise<AttentionWithGrads<HostTensor>> {
+): Promise<AttentionWithGrads<HostTensor, GradientChoice>> {
   checkHost(inputs);
   if (backwardBytes(call) > freeBytes(call.engine)) return withGradsInParts(call, saved, inputs, options);
   const resident: Inputs = {
@@ -145,7 +155,7 @@ async function withGradsInParts(
   saved: Arena,
   given: HostInputs,
   options: GradOptions,
-): Promise<AttentionWithGrads<HostTensor>> {
+): Promise<AttentionWithGrads<HostTensor, GradientChoice>> {
   const inputs = await sinkOnHost(given);
   const parts = await splitCall(call, backwardBytes, options.prefer);
   const result = await forwardInParts(call, parts, inputs, options);
@@ -277,7 +287,11 @@ async function runBackward(
 }
 
 /** Adds the names callers know gradients by. */
-function named<T extends Tensor>(call: Call, { bias, alibi }: GradOptions, raw: Raw<T>): GradientsOf<T> {
+function named<T extends Tensor>(
+  call: Call,
+  { bias, alibi }: GradOptions,
+  raw: Raw<T>,
+): GradientsOf<T, GradientChoice> {
   const dSides = new Map<TensorLike, T>();
   call.request.problem.sides.forEach((side, i) => {
     const gradient = raw.dSides[i];
@@ -307,10 +321,14 @@ function checkGradient(call: Call, resident: boolean, name: string, t: Tensor, o
     );
 }
 
-type Step<T extends Tensor> = (dOut: T, dLse: T | null, options: RunOptions) => Promise<GradientsOf<T>>;
+type Step<T extends Tensor> = (dOut: T, dLse: T | null, options: RunOptions) => Promise<GradientsOf<T, GradientChoice>>;
 
 /** The result object: forward's results, backward, and the right to end it. Runs in flight keep what they use. */
-function session<T extends Tensor>(result: AttentionResult<T>, saved: Arena, step: Step<T>): AttentionWithGrads<T> {
+function session<T extends Tensor>(
+  result: AttentionResult<T>,
+  saved: Arena,
+  step: Step<T>,
+): AttentionWithGrads<T, GradientChoice> {
   let disposed = false;
   let running = 0;
   const end = (): void => {

@@ -34,7 +34,13 @@ export async function promises(): Promise<void> {
   same<Awaited<ReturnType<typeof either>>, Tensor>(true);
   const run = await api.attentionWithGrads(e, e, e, { grads: { sides: [e] } });
   const { dq, dSides } = await run.backward(e, null);
-  same<typeof dq, EngineTensor | null>(true);
+  same<typeof dq, EngineTensor>(true);
+  const without = await api.attentionWithGrads(e, e, e, { grads: { q: false } });
+  const some = await without.backward(e);
+  same<typeof some.dq, null>(true);
+  same<typeof some.dk, EngineTensor>(true);
+  const unknown = await api.attentionWithGrads(e, e, e, { grads: { q: Math.random() < 2 } });
+  same<Awaited<ReturnType<typeof unknown.backward>>['dq'], EngineTensor | null>(true);
   same<ReturnType<typeof dSides.get>, EngineTensor | undefined>(true);
   const bound = api.sdpaKernel(['wasm', 'math']);
   same<typeof bound.attention, typeof attention>(true);
