@@ -1,4 +1,4 @@
-/** The `--engine`, `--threads` and `--no-revectorize` options, and the engines they ask for. */
+/** The `--engine`, `--threads`, `--no-revectorize` and `--no-native` options, and the engines they ask for. */
 import type { Command } from 'commander';
 import { AUTO_ORDER, engineNamed, type LoadableEngine, openEngine, reasonOf } from '../api/registry.ts';
 import { type Refusal, UnsupportedError } from '../core/errors.ts';
@@ -10,6 +10,8 @@ export interface EngineFlags {
   readonly threads?: number;
   /** Commander's name for the absence of `--no-revectorize`. */
   readonly revectorize: boolean;
+  /** Commander's name for the absence of `--no-native`. */
+  readonly native: boolean;
 }
 
 export const engineOptions = (to: Command): Command =>
@@ -19,13 +21,14 @@ export const engineOptions = (to: Command): Command =>
       `engine: ${AUTO_ORDER.join(', ')}, math, or auto (all in this order); default: wasm, then reference`,
     )
     .option('--threads <n>', 'threads of the wasm engine; default: one a hardware thread', integer(1))
-    .option('--no-revectorize', "leave V8's experimental 256-bit mode off");
+    .option('--no-revectorize', "leave V8's experimental 256-bit mode off")
+    .option('--no-native', 'leave out x86-64 machine code of the library itself (Linux, with the package koffi)');
 
 /** One engine with the options of the command line. @throws what its `open` throws. */
 export const openOne = (
   name: LoadableEngine,
-  { threads, revectorize }: Omit<EngineFlags, 'engine'>,
-): Promise<Engine> => (name === 'wasm' ? openEngine('wasm', { threads, revectorize }) : openEngine(name));
+  { threads, revectorize, native }: Omit<EngineFlags, 'engine'>,
+): Promise<Engine> => (name === 'wasm' ? openEngine('wasm', { threads, revectorize, native }) : openEngine(name));
 
 /**
  * The engines to plan with, in order. One that was named must open; of several, those that do not are left out.

@@ -111,7 +111,8 @@ export interface RunOptions {
 export interface Program {
   readonly key: string;
   /**
-   * Writes every element of every output operand. Resolves when the work is done (WASM, reference) or queued (WebGPU,
+   * Writes every element of every output operand that belongs to a sequence; rows of packed tensors that no sequence
+   * covers may be left alone, and the caller fills them. Resolves when the work is done (WASM, reference) or queued (WebGPU,
    * CUDA): later runs and reads on the same engine see its results.
    */
   run(problem: Problem, operands: Operands, options?: RunOptions): Promise<void>;
