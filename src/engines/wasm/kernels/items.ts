@@ -50,19 +50,7 @@ function weightOf({ runs, rowStart }: BlockRuns, row: number): number {
   return blocks;
 }
 
-interface Piece {
-  readonly b: number;
-  readonly i: number;
-  readonly q0: number;
-  readonly rows: number;
-  /** Index into the runs, -1 for rows past the sequence's end. */
-  readonly weight: number;
-}
-
-/**
- * Writes the items of a forward pass and returns their address and number. Rows of a dense tensor past a sequence's end
- * get items without runs, which write what a row that attends to nothing has.
- */
+/** Writes the items of a forward pass and returns their address and number. */
 export function writeQueryItems(
   problem: Problem,
   blockQ: number,
@@ -70,47 +58,42 @@ export function writeQueryItems(
   at: Addresses,
   heap: Heap,
 ): { items: number; count: number } {
-  const { B, Hq, Hkv, Sq, strides, dtype } = problem;
+  const { B, Hq, Hkv, strides, dtype } = problem;
   const bytes = BYTES[dtype];
   const found = blockRuns(problem, 'q', blockQ, blockK);
   const runs = writeRuns(heap, found);
   const group = Hq / Hkv;
-  const pieces: (Piece & { readonly h: number; readonly row: number })[] = [];
+  const pieces: { b: number; h: number; i: number; row: number; weight: number }[] = [];
   for (let b = 0; b < B; b++) {
-    const { lenQ } = lengthsOf(problem, b);
-    const padded = strides.out.b !== 0 ? Sq : lenQ;
-    for (let h = 0; h < Hq; h++) {
-      for (let i = 0; i < ceilDiv(lenQ, blockQ); i++) {
+    const blocks = ceilDiv(lengthsOf(problem, b).lenQ, blockQ);
+    for (let h = 0; h < Hq; h++)
+      for (let i = 0; i < blocks; i++) {
         const row = found.rowOf(b, h, i);
-        const rows = Math.min(blockQ, lenQ - i * blockQ);
-        pieces.push({ b, h, i, row, q0: i * blockQ, rows, weight: weightOf(found, row) });
+        pieces.push({ b, h, i, row, weight: weightOf(found, row) });
       }
-      for (let q0 = lenQ; q0 < padded; q0 += blockQ)
-        pieces.push({ b, h, i: -1, row: -1, q0, rows: Math.min(blockQ, padded - q0), weight: 0 });
-    }
   }
   pieces.sort((x, y) => y.weight - x.weight);
   const items = heap.allocate(Math.max(pieces.length, 1) * ITEM.bytes);
-  pieces.forEach(({ b, h, q0, rows, row }, n) => {
+  pieces.forEach(({ b, h, i, row }, n) => {
     const { lenQ, lenK } = lengthsOf(problem, b);
-    const [qStart, , kStart] = problem.sequences.subarray(4 * b, 4 * b + 3);
+    const q0 = i * blockQ;
+    const qStart = problem.sequences[4 * b];
     const kvHead = Math.floor(h / group);
-    const paged = problem.kv.kind === 'paged';
-    const [kb, k0] = paged ? [0, 0] : [b, kStart];
+    const [kb, kStart] = problem.kv.kind === 'paged' ? [0, 0] : [b, problem.sequences[4 * b + 2]];
     ITEM.write(heap, items + n * ITEM.bytes, {
       q: at.q + rowBytes(strides.q, bytes, b, h, qStart + q0),
-      k: at.k + rowBytes(strides.k, bytes, kb, kvHead, k0),
-      v: at.v + rowBytes(strides.v, bytes, kb, kvHead, k0),
+      k: at.k + rowBytes(strides.k, bytes, kb, kvHead, kStart),
+      v: at.v + rowBytes(strides.v, bytes, kb, kvHead, kStart),
       out: at.out + rowBytes(strides.out, bytes, b, h, qStart + q0),
       lse: at.lse + rowBytes(strides.lse, 4, b, h, qStart + q0),
       b,
       h,
       q0,
-      rows,
+      rows: Math.min(blockQ, lenQ - q0),
       lenQ,
       lenK,
-      runs: row < 0 ? 0 : runs + 12 * found.rowStart[row],
-      count: row < 0 ? 0 : found.count(row),
+      runs: runs + 12 * found.rowStart[row],
+      count: found.count(row),
       first: 0,
       last: 0,
       part: 0,
