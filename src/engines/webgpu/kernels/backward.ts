@@ -26,16 +26,16 @@ import {
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { overRuns } from './scores.ts';
 import { sidePasses } from './sides.ts';
-import { accumulate, declareSum, dot, outQuads, placesOf, putScores, rowsOf, threadsOf } from './tile.ts';
+import { accumulate, declareSum, dot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
 import { fits, reuse, type TileConfig, tile } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
   if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
-  if (wide <= 64) return [tile(16, 8, 4, 64, 8, 32), ...small];
-  if (wide <= 128) return [tile(16, 16, 4, 64, 8, 32), ...small];
-  return [tile(16, 16, 2, 64, 4, 16), ...small];
+  if (wide <= 64) return [tile(16, 8, 4, 64, 8, 16), tile(16, 8, 4, 32, 4, 16), ...small];
+  if (wide <= 128) return [tile(8, 16, 8, 64, 8, 8), tile(8, 16, 4, 64, 8, 8), ...small];
+  return [tile(16, 16, 2, 64, 4, 8), ...small];
 };
 
 /** X is dO or Q, whichever is wider. */
@@ -131,12 +131,13 @@ function emitQ(problem: Problem, t: TileConfig): Shader {
   const poison = problem.mask === null ? {} : { poison: m.workgroup('poison', 'atomic<u32>') };
   const scale = m.param('scale', 'f32');
 
+  const sum = accumulate(t, at, 'dq', 't', k, { ...poison, partial: 'partial' });
   const block = `let k0 = block * ${t.cols}u;
 ${dot(t, at, 's', q, k)}
 ${dot(t, at, 't', dOut, v)}
+${sum.fetch}
 ${scoreGradients(m, problem, 'kv', t, { p: false, ds: true })}
-${putScores(t, at, 't')}
-${accumulate(t, at, 'dq', k, { ...poison, partial: 'partial' })}`;
+${sum.run}`;
   const body = `${placeOf(t, 'workgroup')}
 ${headOf(m, problem, 'q')}
 let q0 = (groups.y - 1u - group.y) * ${rowsOf(t)}u;
@@ -174,10 +175,11 @@ function emitKv(problem: Problem, t: TileConfig): Shader {
     const v = { load: declareLoad(m, problem, V, 'u32(atLenK)'), first: 'k0', quads: quadsV };
     parts.push(dot(t, at, 't', v, dOut));
   }
-  parts.push(scoreGradients(m, problem, 'q', t, { p: wantV, ds: wantK }));
-  if (wantV) parts.push(putScores(t, at, 's'), accumulate(t, at, 'dv', dOut));
-  if (wantV && wantK) parts.push("workgroupBarrier(); // P's last readers are done");
-  if (wantK) parts.push(putScores(t, at, 't'), accumulate(t, at, 'dk', q));
+  const sumV = accumulate(t, at, 'dv', 's', dOut);
+  const sumK = accumulate(t, at, 'dk', 't', q);
+  parts.push(wantV ? sumV.fetch : '', scoreGradients(m, problem, 'q', t, { p: wantV, ds: wantK }));
+  if (wantV) parts.push(sumV.run);
+  if (wantK) parts.push(sumK.fetch, sumK.run);
 
   const body = `${placeOf(t, 'workgroup')}
 ${headOf(m, problem, 'kv')}

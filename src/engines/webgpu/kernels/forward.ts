@@ -19,31 +19,19 @@ import {
 } from './kernel.ts';
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
-import {
-  accumulate,
-  colQuads,
-  declareSum,
-  dot,
-  keepRows,
-  outQuads,
-  placesOf,
-  putScores,
-  rowsOf,
-  threadsOf,
-} from './tile.ts';
+import { accumulate, colQuads, declareSum, dot, exchangeSlot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
 import { reuse, type TileConfig, tile, tileConfigs } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
   if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
-  if (wide <= 64) return [tile(8, 8, 8, 64, 8, 32), ...small];
-  if (wide <= 128) return [tile(8, 16, 8, 64, 8, 32), ...small];
-  return [tile(16, 16, 4, 64, 4, 16), tile(8, 16, 4, 64, 4, 16), ...small];
+  if (wide <= 64) return [tile(16, 8, 8, 64, 4, 16), tile(8, 8, 8, 64, 4, 16), ...small];
+  if (wide <= 128) return [tile(8, 16, 8, 64, 8, 8), tile(16, 16, 4, 64, 8, 8), tile(8, 16, 4, 64, 4, 8), ...small];
+  return [tile(16, 16, 4, 64, 4, 8), tile(8, 16, 4, 64, 4, 8), ...small];
 };
 
-const placing = (problem: Problem) => (t: TileConfig) =>
-  t.keep ? { width: quadsOf(problem, 'v'), keep: quadsOf(problem, 'q') } : { width: quadsOf(problem, 'v') };
+const placing = (problem: Problem) => () => ({ width: quadsOf(problem, 'v') });
 
 export const forward: WebGpuKernel<TileConfig> = defineForward('forward', 'workgroup');
 
@@ -66,7 +54,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
       const flops = flopsOf(problem, 'forward');
       const bytes = tiledBytes(problem, 'forward', rowsOf(t), t.cols);
       const padding = (rowsOf(t) * ceilDiv(problem.Sq, rowsOf(t))) / Math.max(problem.Sq, 1);
-      const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (rowMax === 'subgroup' ? 1 : 0.9);
+      const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (rowMax === 'subgroup' ? 1 : 0.98);
       return { flops, bytes, workspace: 0, seconds: (flops * padding) / rate + bytes / caps.bandwidth / 8 };
     },
     shaders: (problem, t) => [emitForward(problem, t, rowMax), ...(problem.uniform ? [] : [fillShader()])],
@@ -75,7 +63,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
 }
 
 function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
-  const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps, rowMax === 'workgroup');
+  const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
   return rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
 }
 
@@ -109,7 +97,7 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const vs = colQuads(t);
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
   const ns = outQuads(t, quadsV);
-  const at = placesOf(t, placing(problem)(t));
+  const at = placesOf(t, placing(problem)());
   const operands = {
     q: { name: 'q', family: 'q' },
     k: { name: 'k', family: 'k' },
@@ -124,12 +112,7 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const store = declareStore(m, problem, out, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
-  if (rowMax === 'workgroup') m.workgroup('exchange', `array<f32, ${rowsOf(t) * t.ct}>`);
-  /** Where invocation \`c\` of a row leaves a number for the others; P's place will do at the end, when P is done with. */
-  const slot = (row: string, c: string): string =>
-    rowMax === 'workgroup'
-      ? `exchange[(${row}) * ${t.ct}u + ${c}]`
-      : `arena[${at.p}u + (${row}) * ${at.pStride}u + ${c}].x`;
+  const slot = (i: number, c: string): string => exchangeSlot(at, `r + ${t.rt * i}u`, c);
   const poison = problem.mask === null ? undefined : m.workgroup('poison', 'atomic<u32>');
 
   const scores = unroll2(t.tm, vs, (i, v) => {
@@ -169,16 +152,17 @@ l_${i} += (s_${i}_${v}.x + s_${i}_${v}.y) + (s_${i}_${v}.z + s_${i}_${v}.w);${
 }`,
   );
 
+  const sum = accumulate(t, at, 'o', 's', v, poison === undefined ? {} : { poison, partial: 'partial' });
   const block = `let k0 = block * ${t.cols}u;
-${dot(t, at, 's', q, k, { kept: t.keep })}
+${dot(t, at, 's', q, k)}
+${sum.fetch}
 ${scores}
 ${doubtful}
 ${unroll(t.tm, (i) => `let w_${i} = ${own(i)};\nvar n_${i} = max(max(w_${i}.x, w_${i}.y), max(w_${i}.z, w_${i}.w));`)}
-${rowMax === 'workgroup' ? maxByWorkgroup(t) : maxBySubgroup(t)}
+${rowMax === 'workgroup' ? maxByWorkgroup(t, slot) : maxBySubgroup(t)}
 ${unroll(t.tm, (i) => `n_${i} = max(n_${i}, m_${i});`)}
 ${softmax}
-${putScores(t, at, 's')}
-${accumulate(t, at, 'o', v, poison === undefined ? {} : { poison, partial: 'partial' })}`;
+${sum.run}`;
 
   const body = `${placeOf(t, rowMax)}
 ${headOf(m, problem, 'q')}
@@ -190,10 +174,9 @@ ${setBase(m, problem, operands.v, 'hkv', 'kStart')}
 ${setBase(m, problem, out, 'h', 'qStart')}
 ${unroll(t.tm, (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);\nvar m_${i} = ${START};\nvar l_${i} = 0.0;`)}
 ${declareSum(t, 'o', quadsV)}
-${t.keep ? keepRows(t, at, q) : ''}
 ${overRuns(m, problem, 'q', { b: 'b', h: 'h', row: `q0 / ${rowsOf(t)}u`, blocks: `(lenK + ${t.cols - 1}u) / ${t.cols}u` }, block)}
-workgroupBarrier(); // the last readers of P and of the exchange are done
-${unroll(t.tm, (i) => `${slot(`r + ${t.rt * i}u`, 'c')} = l_${i};`)}
+workgroupBarrier(); // P's last readers are done with the place
+${unroll(t.tm, (i) => `${slot(i, 'c')} = l_${i};`)}
 workgroupBarrier(); // partial sums are visible
 ${unroll(t.tm, (i) => epilogue(i))}`;
 
@@ -209,7 +192,7 @@ m_${i} = top;`
     const [lb, lh, ls] = [m.param('lse_b'), m.param('lse_h'), m.param('lse_s')];
     return `{
 var sum = 0.0;
-for (var j = 0u; j < ${t.ct}u; j++) { sum += ${slot(`r + ${t.rt * i}u`, 'j')}; }
+for (var j = 0u; j < ${t.ct}u; j++) { sum += ${slot(i, 'j')}; }
 let attended = m_${i} > ${START};
 var factor = 1.0;
 ${sink}
@@ -224,12 +207,12 @@ ${lse}[b * ${lb} + h * ${lh} + (qStart + ${row}) * ${ls}] = select(${m.param('ne
   return m.build({ name: 'forward', threads: threadsOf(t), subgroups: rowMax === 'subgroup', body });
 }
 
-function maxByWorkgroup(t: TileConfig): string {
-  // The barriers inside dot separate these writes from the reads of the block before.
-  return `${unroll(t.tm, (i) => `exchange[(r + ${t.rt * i}u) * ${t.ct}u + c] = n_${i};`)}
+function maxByWorkgroup(t: TileConfig, slot: (i: number, c: string) => string): string {
+  return `workgroupBarrier(); // the products' last readers are done with the place
+${unroll(t.tm, (i) => `${slot(i, 'c')} = n_${i};`)}
 workgroupBarrier(); // the maxima of a row's invocations are visible
 for (var j = 0u; j < ${t.ct}u; j++) {
-${unroll(t.tm, (i) => `n_${i} = max(n_${i}, exchange[(r + ${t.rt * i}u) * ${t.ct}u + j]);`)}
+${unroll(t.tm, (i) => `n_${i} = max(n_${i}, ${slot(i, 'j')});`)}
 }`;
 }
 

@@ -13,7 +13,7 @@ import type { Pass } from './backward.ts';
 import { placeOf } from './head.ts';
 import { partialsName, type Side, type Term, tilesOf } from './sides.ts';
 import { contribution, declareFactor, sideTile } from './sides_tile.ts';
-import { colQuads, putScores, rowsOf, type Tile, threadsOf } from './tile.ts';
+import { colQuads, putWhole, rowsOf, type Tile, threadsOf } from './tile.ts';
 
 /** Partial sums lie as [b h][element]: every element, whichever (b, h) reads it, in a fixed place. */
 export function binnedPasses(side: Side): Pass[] {
@@ -62,13 +62,13 @@ if (tid == 0u) { wanted = atomicLoad(&touched); }
 if (workgroupUniformLoad(&wanted) != 0u) {
 ${compute}
 ${unroll2(t.tm, vs, (i, v) => `t_${i}_${v} = ${contribution(t, i, v)};`)}
-${putScores(t, at, 't')}
+${putWhole(t, at, 't')}
 workgroupBarrier(); // the tile is visible
 for (var row = 0u; row < ${rows}u; row++) {
 for (var quad = 0u; quad < ${quads}u; quad++) {
 let hit = where_[row * ${quads}u + quad] == vec4<i32>(mine);
 if (any(hit)) {
-let x = select(vec4<f32>(0.0), arena[${at.p}u + row * ${at.pStride}u + quad], hit);
+let x = select(vec4<f32>(0.0), arena[${at.whole}u + row * ${at.wholeStride}u + quad], hit);
 sum += (x.x + x.y) + (x.z + x.w);
 }
 }

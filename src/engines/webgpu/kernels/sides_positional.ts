@@ -7,7 +7,7 @@ import type { Pass } from './backward.ts';
 import { placeOf } from './head.ts';
 import { type Axis, partialsName, type Side, tilesOf } from './sides.ts';
 import { contribution, declareFactor, sideTile } from './sides_tile.ts';
-import { colQuads, putScores, rowsOf, type Tile, threadsOf } from './tile.ts';
+import { colQuads, putWhole, rowsOf, type Tile, threadsOf } from './tile.ts';
 
 /** Which of q and kv the side has an axis for decides what one workgroup sums and what it writes. */
 export function positionalPasses(problem: Problem, side: Side, axes: readonly Axis[]): Pass[] {
@@ -112,11 +112,11 @@ ${row('row')}
 if (q0 + row < ${m.param('Sq')}) { ${partials}[group.x * ${m.param('Sq')} + q0 + row] = total; }
 }`,
     keys: `workgroupBarrier(); // the products' places are done with
-${putScores(t, at, 'sum')}
+${putWhole(t, at, 'sum')}
 workgroupBarrier(); // the tile is visible
 for (var col = tid; col < ${t.cols}u; col += ${threadsOf(t)}u) {
 var total = 0.0;
-for (var row = 0u; row < ${rowsOf(t)}u; row++) { total += arena[${at.p}u + row * ${at.pStride}u + (col >> 2u)][col & 3u]; }
+for (var row = 0u; row < ${rowsOf(t)}u; row++) { total += arena[${at.whole}u + row * ${at.wholeStride}u + (col >> 2u)][col & 3u]; }
 if (k0 + col < ${m.param('Sk')}) { ${partials}[group.x * ${m.param('Sk')} + k0 + col] = total; }
 }`,
     heads: `${byRow}

@@ -22,7 +22,7 @@ export interface SideTile {
 }
 
 export function sideTile(m: ModuleBuilder, problem: Problem, t: Tile): SideTile {
-  const at = placesOf(t, { width: 1 });
+  const at = placesOf(t, { width: 1, whole: true });
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
   declareGradients(m, problem, 'kv');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);

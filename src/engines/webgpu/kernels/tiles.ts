@@ -4,34 +4,31 @@ import type { Config } from '../../../engine/contract.ts';
 import type { WebGpuCaps } from './kernel.ts';
 import { type PlaceOptions, placesOf, type Tile, threadsOf } from './tile.ts';
 
-export type TileConfig = Tile & { readonly keep: boolean } & Config;
+export type TileConfig = Tile & Config;
 
-/** Bytes of workgroup memory of a tile: the arena, a number a row and column of invocations when they exchange, one flag. */
-export const workgroupBytes = (t: TileConfig, place: PlaceOptions, exchange: boolean): number =>
-  placesOf(t, place).size * 16 + (exchange ? t.rt * t.tm * t.ct * 4 : 0) + 16;
+/** Bytes of workgroup memory of a tile: the arena and one flag. */
+export const workgroupBytes = (t: TileConfig, place: PlaceOptions): number => placesOf(t, place).size * 16 + 16;
 
-export const fits = (t: TileConfig, place: PlaceOptions, caps: WebGpuCaps, exchange = true): boolean =>
-  threadsOf(t) <= caps.invocations && workgroupBytes(t, place, exchange) <= caps.workgroupMemory;
+export const fits = (t: TileConfig, place: PlaceOptions, caps: WebGpuCaps): boolean =>
+  threadsOf(t) <= caps.invocations && workgroupBytes(t, place) <= caps.workgroupMemory;
 
-/** The tiles whose arithmetic a kernel has been tuned for, widest first; the last fits the smallest device there is. */
+/** The tiles whose arithmetic a kernel has been tuned for, best first; the last fits the smallest device there is. */
 export function tileConfigs(
   candidates: readonly TileConfig[],
   place: (t: TileConfig) => PlaceOptions,
   caps: WebGpuCaps,
-  exchange: boolean,
 ): TileConfig[] {
-  return candidates.filter((t) => fits(t, place(t), caps, exchange));
+  return candidates.filter((t) => fits(t, place(t), caps));
 }
 
-export const tile = (
-  rt: number,
-  ct: number,
-  tm: number,
-  cols: number,
-  depth: number,
-  span: number,
-  keep = false,
-): TileConfig => ({ rt, ct, tm, cols, depth, span, keep });
+export const tile = (rt: number, ct: number, tm: number, cols: number, depth: number, span: number): TileConfig => ({
+  rt,
+  ct,
+  tm,
+  cols,
+  depth,
+  span,
+});
 
 /**
  * Multiply-adds an invocation makes for each vec4 it reads from workgroup memory, relative to the best tile (8 x 8): what the
