@@ -37,7 +37,7 @@ export function assemble(kernel: KernelText, architecture: string = kernel.targe
       stack: number(/(\d+) bytes stack frame/),
       warnings: said
         .split('\n')
-        .filter((line) => line.includes('warning'))
+        .filter((line) => line.includes('warning') || line.includes('Potential Performance Loss'))
         .join('\n'),
     };
   } finally {

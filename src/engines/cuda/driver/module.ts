@@ -74,11 +74,30 @@ export class ModuleLoader {
   }
 
   private compile(kernel: KernelText, hash: string): number {
+    if (kernel.target === 'sm_90a') return this.loadText(kernel);
     const image = this.link(kernel);
     const module = this.tryLoad(image);
     if (module === null) throw new DeviceError('cuda', `kernel ${kernel.name} compiled but did not load`);
     this.cache.put(hash, image);
     return module;
+  }
+
+  /**
+   * Compiles whole. The linker compiles a text as a part of a larger program: warpgroups then cannot trade registers and
+   * their products wait for each other. The driver keeps a cache of its own for texts loaded this way.
+   */
+  private loadText(kernel: KernelText): number {
+    const { driver } = this.device;
+    const log = new Uint8Array(LOG_BYTES);
+    const options = Int32Array.of(OPTION.errorLog, OPTION.errorLogBytes);
+    const values = BigUint64Array.of(BigInt(driver.addressOf(log)), BigInt(LOG_BYTES));
+    const out = new BigUint64Array(1);
+    const status = driver.cuModuleLoadDataEx(out, zeroEnded(kernel.text), 2, options, values);
+    if (status !== 0) {
+      const said = new TextDecoder().decode(log.subarray(0, Math.max(log.indexOf(0), 0)));
+      throw new DeviceError('cuda', `kernel ${kernel.name} did not compile (CUresult ${status}):\n${said}`);
+    }
+    return Number(out[0]);
   }
 
   /** Machine code for the device, by the driver's linker (which, unlike loading, hands out the code to keep). */

@@ -3,5 +3,6 @@ import type { CudaKernel } from '../kernel.ts';
 import { backwardMma } from './backward_mma.ts';
 import { decodeSplit } from './decode_split.ts';
 import { forwardMma } from './forward_mma.ts';
+import { forwardWgmma } from './forward_wgmma.ts';
 
-export const KERNELS: readonly CudaKernel[] = [forwardMma, decodeSplit, backwardMma];
+export const KERNELS: readonly CudaKernel[] = [forwardMma, decodeSplit, backwardMma, forwardWgmma];

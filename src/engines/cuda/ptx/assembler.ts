@@ -53,6 +53,8 @@ export interface Label {
   readonly name: string;
 }
 
+/** Where the argument block starts in memory, as far as alignment beyond 16 bytes needs it: the compiler aligns addresses, not offsets. */
+const PARAMETER_BASE: Readonly<Record<Target, number>> = { sm_80: 0, sm_90a: 0x210 };
 const ISA: Readonly<Record<Target, string>> = { sm_80: '7.4', sm_90a: '8.0' };
 
 export class Assembler {
@@ -148,7 +150,8 @@ export class Assembler {
 
   private addParameter(name: string, type: Parameter['type'], bytes: number, align: number): Parameter {
     if (this.parameters.some((p) => p.name === name)) throw new AssemblerError(`parameter ${name} is declared twice`);
-    const offset = Math.ceil(this.parameterEnd / align) * align;
+    const base = PARAMETER_BASE[this.options.target];
+    const offset = Math.ceil((base + this.parameterEnd) / align) * align - base;
     const p: Parameter = { name, offset, bytes, type };
     this.parameters.push(p);
     this.parameterEnd = offset + bytes;

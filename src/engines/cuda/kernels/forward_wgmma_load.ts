@@ -1,0 +1,273 @@
+/** The data-moving warpgroup of the Hopper forward: one thread queues copies, three warps look for NaN and infinity. */
+import type { Assembler } from '../ptx/assembler.ts';
+import {
+  arrive,
+  arriveExpecting,
+  BARRIER_BYTES,
+  type Cursor,
+  copyBox,
+  cursorOf,
+  fenceAsync,
+  prefetchMap,
+  TENSOR_MAP,
+  tensorMap,
+  waitParity,
+} from '../ptx/async.ts';
+import type { Reg } from '../ptx/registers.ts';
+import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
+import type { HopperForwardConfig } from './forward_wgmma.ts';
+import {
+  BLOCK,
+  FOUND_BYTES,
+  panels,
+  type Ring,
+  SCANNERS,
+  type SharedLayout,
+  STOP,
+  TILE,
+} from './forward_wgmma_shared.ts';
+import { take } from './parameters.ts';
+import type { Spec } from './spec.ts';
+
+/** Address of a ring's barrier, note or buffer at the cursor. */
+export const slot = (asm: Assembler, base: Reg<'b32'>, cursor: Cursor, bytes: number): Reg<'b32'> =>
+  asm.op('mad.lo.s32', cursor.stage, bytes, base);
+
+/** Numbers of a launch that parameters.ts has no source for; the launch sets them itself. */
+const own = (asm: Assembler, name: string): Reg<'b32'> => asm.parameter(name, 'b32');
+
+/** One thread: for every tile of this block, its queries, then its keys from last to first and values one step behind. */
+export function emitLoads(
+  asm: Assembler,
+  spec: Spec,
+  config: HopperForwardConfig,
+  shared: SharedLayout,
+  Hq: Reg<'b32'>,
+): void {
+  const { groups, blockK, stages } = config;
+  const blockQ = groups * 64;
+  const [mapQ, mapK, mapV] = (['qMap', 'kMap', 'vMap'] as const).map((name) =>
+    tensorMap(asm, asm.parameterBytes(name, TENSOR_MAP.bytes, TENSOR_MAP.align)),
+  );
+  for (const map of [mapQ, mapK, mapV]) prefetchMap(asm, map);
+  const p = take(asm, 'rowStart', 'runs', 'runB', 'runH', 'reverse');
+  const dense = spec.dense ? { ...take(asm, 'Sq', 'Sk'), zero: asm.constant('b32', 0) } : null;
+  const sequences = spec.dense ? null : take(asm, 'sequences').sequences;
+  const [tiles, blocks, section, heads] = ['tiles', 'blocks', 'section', 'heads'].map((n) => own(asm, n));
+  const [bStepQ, bStepK] = ['bStepQ', 'bStepK'].map((n) => own(asm, n));
+  const { q, k, v } = shared;
+  const [atQ, atK, atV] = [cursorOf(asm, 1, 1), cursorOf(asm, stages, 1), cursorOf(asm, stages, 1)];
+
+  const copyRows = (
+    ring: Ring,
+    at: Cursor,
+    map: Reg<'b64'>,
+    columns: number,
+    rows: number,
+    where: readonly Reg<'b32'>[],
+  ): void => {
+    const full = slot(asm, ring.full, at, BARRIER_BYTES);
+    const target = slot(asm, ring.data, at, ring.bytes);
+    arriveExpecting(asm, full, ring.bytes);
+    for (let i = 0; i < panels(columns); i++)
+      copyBox(asm, target, i * rows * PANEL_BYTES, map, [asm.constant('b32', i * PANEL), ...where], full);
+  };
+
+  const grid = asm.special('nctaid.x');
+  const round = asm.constant('b32', 0);
+  const tile = asm.special('ctaid.x');
+  const nextTile = asm.label('tile');
+  const stop = asm.label('stop');
+  const advanceTile = asm.label('advance');
+  asm.place(nextTile);
+  asm.branch(stop, asm.op('setp.ge.s32', tile, tiles));
+
+  asm.stage('which queries: sections of heads, whose keys and values share the cache; heaviest blocks first');
+  const perSection = asm.op('mul.lo.s32', section, blocks);
+  const sectionIndex = asm.op('div.u32', tile, perSection);
+  const inSection = asm.op('sub.s32', tile, asm.op('mul.lo.s32', sectionIndex, perSection));
+  const firstHead = asm.op('mul.lo.s32', sectionIndex, section);
+  const width = asm.op('min.s32', section, asm.op('sub.s32', heads, firstHead));
+  const ascending = asm.op('div.u32', inSection, width);
+  const bh = asm.op('add.s32', firstHead, asm.op('sub.s32', inSection, asm.op('mul.lo.s32', ascending, width)));
+  const descending = asm.op('sub.s32', asm.op('sub.s32', blocks, 1), ascending);
+  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', p.reverse, 0));
+  const b = asm.op('div.u32', bh, Hq);
+  const h = asm.op('sub.s32', bh, asm.op('mul.lo.s32', b, Hq));
+  const hkv = spec.group === 1 ? h : asm.op('div.u32', h, spec.group);
+  const q0 = asm.op('mul.lo.s32', block, blockQ);
+  let [qStart, lenQ, kStart, lenK]: Reg<'b32'>[] = [];
+  if (dense !== null) [qStart, lenQ, kStart, lenK] = [dense.zero, dense.Sq, dense.zero, dense.Sk];
+  else if (sequences !== null) {
+    const row = asm.op('add.s64', sequences, asm.op('mul.wide.u32', b, 16));
+    [qStart, lenQ, kStart, lenK] = asm.loadVector('global', 'b32', 4, row, 0, 'nc');
+    asm.branch(advanceTile, asm.op('setp.ge.s32', q0, lenQ));
+  }
+
+  asm.stage('Q and the note about its tile');
+  const row = asm.op('mad.lo.s32', b, p.runB, asm.op('mad.lo.s32', h, p.runH, block));
+  const rowAt = asm.op('add.s64', p.rowStart, asm.op('mul.wide.s32', row, 4));
+  const firstRun = asm.load('global', 'b32', rowAt, 0, 'nc');
+  const run = asm.load('global', 'b32', rowAt, 4, 'nc');
+  const any = asm.op('setp.gt.s32', run, firstRun);
+  waitParity(asm, q.empty, atQ.parity);
+  for (const [offset, value] of [
+    [TILE.q0, q0],
+    [TILE.h, h],
+    [TILE.b, b],
+    [TILE.keys, asm.op('selp.b32', 1, 0, any)],
+    [TILE.lenQ, lenQ],
+    [TILE.lenK, lenK],
+    [TILE.qStart, qStart],
+    [TILE.kStart, kStart],
+  ] as const)
+    asm.store('shared', 'b32', q.note, value, offset);
+  const batchQ = asm.op('mul.lo.s32', b, bStepQ);
+  const batchK = asm.op('mul.lo.s32', b, bStepK);
+  copyRows(q, atQ, mapQ, spec.padD, blockQ, [asm.op('add.s32', qStart, q0), h, batchQ]);
+  atQ.advance();
+  asm.branch(advanceTile, any, { negate: true });
+
+  /** Key row of the block whose V is still to come, and its note. */
+  const pending = asm.constant('b32', STOP);
+  const pendingEdge = asm.constant('b32', 0);
+  const loadV = (): void => {
+    waitParity(asm, slot(asm, v.empty, atV, BARRIER_BYTES), atV.parity);
+    if (shared.scans) {
+      const note = slot(asm, v.note, atV, BLOCK.bytes);
+      asm.store('shared', 'b32', note, pending, BLOCK.kv0);
+      asm.store('shared', 'b32', note, pendingEdge, BLOCK.edge);
+    }
+    copyRows(v, atV, mapV, spec.padDv, blockK, [asm.op('add.s32', kStart, pending), hkv, batchK]);
+    atV.advance();
+  };
+
+  asm.stage('K of this step, V of the step before');
+  const nextRun = asm.label('run');
+  const nextBlock = asm.label('block');
+  const drained = asm.label('drained');
+  asm.place(nextRun);
+  asm.set(run, 'sub.s32', run, 1);
+  const runAt = asm.op('add.s64', p.runs, asm.op('mul.wide.s32', run, 12));
+  const lowest = asm.load('global', 'b32', runAt, 0, 'nc');
+  const kvBlock = asm.load('global', 'b32', runAt, 4, 'nc');
+  const partial = asm.load('global', 'b32', runAt, 8, 'nc');
+  const lastRun = asm.op('setp.le.s32', run, firstRun);
+  asm.place(nextBlock);
+  asm.set(kvBlock, 'sub.s32', kvBlock, 1);
+  const kv0 = asm.op('mul.lo.s32', kvBlock, blockK);
+  const tail = asm.op('setp.gt.s32', asm.op('add.s32', kv0, blockK), lenK);
+  const edge = asm.op('or.b32', partial, asm.op('selp.b32', 1, 0, tail));
+  const lastBlock = asm.op('setp.le.s32', kvBlock, lowest);
+  const last = asm.op('and.pred', lastBlock, lastRun);
+  waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
+  const note = slot(asm, k.note, atK, BLOCK.bytes);
+  asm.store('shared', 'b32', note, kv0, BLOCK.kv0);
+  asm.store('shared', 'b32', note, edge, BLOCK.edge);
+  asm.store('shared', 'b32', note, asm.op('selp.b32', 1, 0, last), BLOCK.last);
+  copyRows(k, atK, mapK, spec.padD, blockK, [asm.op('add.s32', kStart, kv0), hkv, batchK]);
+  atK.advance();
+  const none = asm.label('first');
+  asm.branch(none, asm.op('setp.eq.s32', pending, STOP));
+  loadV();
+  asm.place(none);
+  asm.set(pending, 'mov.b32', kv0);
+  asm.set(pendingEdge, 'mov.b32', edge);
+  asm.branch(nextBlock, lastBlock, { negate: true });
+  asm.branch(nextRun, lastRun, { negate: true });
+  asm.place(drained);
+  loadV();
+
+  asm.place(advanceTile);
+  // Every other round runs backwards, so that no block always gets the heavier tiles.
+  asm.set(round, 'add.s32', round, 1);
+  const base = asm.op('mul.lo.s32', round, grid);
+  const mine = asm.special('ctaid.x');
+  const mirrored = asm.op('sub.s32', asm.op('sub.s32', grid, 1), mine);
+  const odd = asm.op('setp.ne.s32', asm.op('and.b32', round, 1), 0);
+  asm.set(tile, 'add.s32', base, asm.op('selp.b32', mirrored, mine, odd));
+  asm.branch(nextTile);
+
+  asm.place(stop);
+  asm.stage('no more work');
+  waitParity(asm, q.empty, atQ.parity);
+  asm.store('shared', 'b32', q.note, asm.constant('b32', STOP), TILE.q0);
+  arrive(asm, q.full);
+  if (shared.scans) {
+    waitParity(asm, slot(asm, v.empty, atV, BARRIER_BYTES), atV.parity);
+    asm.store('shared', 'b32', slot(asm, v.note, atV, BLOCK.bytes), asm.constant('b32', STOP), BLOCK.kv0);
+    arrive(asm, slot(asm, v.full, atV, BARRIER_BYTES));
+  }
+}
+
+/** Sign bits of a pair of halves are set where the half is NaN or infinite. */
+const WILD = {
+  bf16: { exponent: 0x7f807f80, carry: 0x00800080 },
+  f16: { exponent: 0x7c007c00, carry: 0x04000400 },
+} as const;
+
+/**
+ * Three warps: values of edge blocks that are NaN or infinite become zeros before any product reads them, because 0 * NaN is
+ * NaN. Queries that do attend to such a value get it from global memory (`found` tells them).
+ */
+export function emitScan(
+  asm: Assembler,
+  spec: Spec,
+  { stages }: HopperForwardConfig,
+  shared: SharedLayout,
+  thread: Reg<'b32'>,
+): void {
+  const { v, scanned, found } = shared;
+  const at = cursorOf(asm, stages, 0);
+  const lane = asm.op('and.b32', thread, 31);
+  const firstLane = asm.op('setp.eq.s32', lane, 0);
+  const scanner = asm.op('sub.s32', asm.op('shr.u32', thread, 5), 1);
+  const index = asm.op('sub.s32', thread, 32);
+  const wild = WILD[spec.storage as 'f16' | 'bf16'];
+  const loop = asm.label('scanning');
+  const clean = asm.label('clean');
+  const end = asm.label('scannedAll');
+  asm.place(loop);
+  waitParity(asm, slot(asm, v.full, at, BARRIER_BYTES), at.parity);
+  const note = slot(asm, v.note, at, BLOCK.bytes);
+  asm.branch(end, asm.op('setp.eq.s32', asm.load('shared', 'b32', note, BLOCK.kv0), STOP));
+  asm.branch(clean, asm.op('setp.eq.s32', asm.load('shared', 'b32', note, BLOCK.edge), 0));
+  const seen = asm.constant('b32', 0);
+  const chunk = asm.op('mov.b32', index);
+  const next = asm.label('chunk');
+  const finite = asm.label('finite');
+  const data = slot(asm, v.data, at, v.bytes);
+  asm.place(next);
+  const address = asm.op('mad.lo.s32', chunk, 16, data);
+  const words = asm.loadVector('shared', 'b32', 4, address);
+  const flags = words.map((w) =>
+    asm.op('and.b32', asm.op('add.s32', asm.op('and.b32', w, wild.exponent), wild.carry), 0x80008000),
+  );
+  const any = flags.reduce((x, y) => asm.op('or.b32', x, y));
+  asm.branch(finite, asm.op('setp.eq.s32', any, 0));
+  asm.set(seen, 'or.b32', seen, any);
+  words.forEach((w, i) => {
+    const ones = asm.op('mul.lo.s32', asm.op('shr.u32', flags[i], 15), 0xffff);
+    asm.store('shared', 'b32', address, asm.op('and.b32', w, asm.op('not.b32', ones)), 4 * i);
+  });
+  asm.place(finite);
+  asm.set(chunk, 'add.s32', chunk, SCANNERS * 32);
+  asm.branch(next, asm.op('setp.lt.s32', chunk, v.bytes / 16));
+  fenceAsync(asm);
+  const anywhere = asm.reg('pred');
+  asm.emit('vote.sync.any.pred', anywhere.name, asm.op('setp.ne.s32', seen, 0).name, '-1');
+  const word = asm.op('mad.lo.s32', scanner, 4, slot(asm, found, at, FOUND_BYTES));
+  const said = asm.op('selp.b32', 1, 0, anywhere);
+  asm.when(firstLane, () => asm.store('shared', 'b32', word, said));
+  asm.place(clean);
+  asm.emit('bar.warp.sync', '-1');
+  const ready = slot(asm, scanned, at, BARRIER_BYTES);
+  const empty = slot(asm, v.empty, at, BARRIER_BYTES);
+  asm.when(firstLane, () => {
+    arrive(asm, ready);
+    arrive(asm, empty);
+  });
+  at.advance();
+  asm.branch(loop);
+  asm.place(end);
+}
