@@ -20,7 +20,7 @@ import { PARAMS, writeParams } from './params.ts';
 export interface ForwardConfig extends Config {
   /** Query rows of an item: whole groups of lanes. */
   readonly blockQ: number;
-  /** Keys at a time: whole register tiles, and a multiple of 4. */
+  /** Keys at a time: a multiple of 4. 64 divides the usual block layouts, so that their blocks are skip or full; 48 to 128 run alike. */
   readonly blockK: number;
 }
 
@@ -60,8 +60,8 @@ export const forward: WasmKernel<ForwardConfig> = {
   configs: (_problem, caps) => {
     const { lanes } = shapeOf(caps);
     return [
-      { blockQ: 4 * lanes, blockK: 48 },
-      { blockQ: 2 * lanes, blockK: 48 },
+      { blockQ: 4 * lanes, blockK: 64 },
+      { blockQ: 2 * lanes, blockK: 64 },
     ];
   },
   cost(problem, config, caps): Cost {
