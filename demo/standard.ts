@@ -103,14 +103,14 @@ class Phases {
     const { Sq, Sk } = this.#sizes;
     const lanes = this.#shape.lanes;
     const spec = { start: 'zero', aRow: size * 4, aStep: 4, bRow: lanes * 4, cRow: Sk * 4 } as const;
-    const multiply = emitProduct(this.m, `${name}_tile`, this.#shape, spec, null);
+    const multiply = emitProduct(this.m, `${name}_tile`, this.#shape, spec, null, null);
     this.#blocks(name, Sq, (f, params, head, first, count) => {
       const row = f.let(i32.add(i32.mul(head, Sq), first), 'row');
       const from = f.let(i32.add(PARAMS.i32(params, a), i32.mul(row, size * 4)), 'from');
       const b = f.let(i32.add(PARAMS.i32(params, packed), i32.mul(head, Sk * size * 4)), 'b');
       const c = f.let(i32.add(PARAMS.i32(params, matrix), i32.mul(row, Sk * 4)), 'c');
       f.for(0, Sk / lanes, 1, () => {
-        f.call(multiply, from, b, c, count, size);
+        f.call(multiply, from, b, c, count, size, 0);
         f.bump(b, size * lanes * 4);
         f.bump(c, lanes * 4);
       });
@@ -124,7 +124,7 @@ class Phases {
     const lanes = this.#shape.lanes;
     const [aRow, aStep] = transposed ? [4, Sk * 4] : [Sk * 4, 4];
     const spec = { start: 'add', aRow, aStep, bRow: size * 4, cRow: size * 4 } as const;
-    const multiply = emitProduct(this.m, `${name}_tile`, this.#shape, spec, null);
+    const multiply = emitProduct(this.m, `${name}_tile`, this.#shape, spec, null, null);
     this.#blocks(name, rows, (f, params, head, first, count) => {
       const to = f.let(i32.add(PARAMS.i32(params, c), i32.mul(i32.add(i32.mul(head, rows), first), size * 4)), 'to');
       emitClear(f, to, i32.mul(count, size * 4));
@@ -135,7 +135,7 @@ class Phases {
         const n = f.let(minimum(f, i32.sub(terms, k), i32Const(TERMS)), 'n');
         f.for(0, size / lanes, 1, (d) => {
           const column = f.let(i32.mul(d, lanes * 4), 'column');
-          f.call(multiply, from, i32.add(with_, column), i32.add(to, column), count, n);
+          f.call(multiply, from, i32.add(with_, column), i32.add(to, column), count, n, 0);
         });
         f.bump(from, TERMS * aStep);
         f.bump(with_, TERMS * size * 4);

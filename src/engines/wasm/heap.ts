@@ -1,6 +1,6 @@
 /**
  * The engine's memory: one WebAssembly.Memory, grown on demand, and a best-fit allocator over it. Addresses are bytes;
- * address 0 is never handed out, and 64 bytes past the last block are always readable (kernels load whole vectors).
+ * address 0 is never handed out, and SLACK bytes past the last block are always readable.
  */
 
 import { DeviceError, MemoryError } from '../../core/errors.ts';
@@ -9,6 +9,8 @@ import type { Heap } from './kernel.ts';
 
 const PAGE = 65536;
 const ALIGN = 64;
+/** Kernels load whole vectors, which may reach past the last row of a block. */
+const SLACK = 128;
 /** Growth step in pages: growing is a system call, and on a non-shared memory it replaces every view. */
 const STEP = 16;
 /** What a guard holds: a NaN as float, so that a kernel that reads it shows. */
@@ -103,7 +105,7 @@ export class WasmHeap implements Heap {
     const last = this.#gaps.at(-1);
     const tail = last !== undefined && last.start + last.size === this.#end ? last.size : 0;
     const largest = this.#gaps.reduce((most, gap) => Math.max(most, gap.size), 0);
-    return Math.max(largest, tail + this.limit - ALIGN - this.#end);
+    return Math.max(largest, tail + this.limit - SLACK - this.#end);
   }
 
   #bestGap(size: number): number {
@@ -120,7 +122,7 @@ export class WasmHeap implements Heap {
   #grow(asked: number, size: number): void {
     const last = this.#gaps.at(-1);
     const tail = last !== undefined && last.start + last.size === this.#end ? last.size : 0;
-    const have = this.#end + ALIGN;
+    const have = this.#end + SLACK;
     const need = ceilDiv(size - tail, PAGE);
     const room = (this.limit - have) / PAGE;
     if (need > room) throw new MemoryError('wasm', asked, this.available);
@@ -139,7 +141,7 @@ export class WasmHeap implements Heap {
 
   /** Takes what the memory has beyond `#end`, less the readable margin, as a gap. */
   #adopt(): void {
-    const end = this.memory.buffer.byteLength - ALIGN;
+    const end = this.memory.buffer.byteLength - SLACK;
     const fresh = { start: this.#end, size: end - this.#end };
     this.#end = end;
     if (fresh.size > 0) this.#release(fresh);

@@ -73,7 +73,7 @@ export interface Addresses {
 
 /**
  * Workspace of one run: everything allocated here is freed by the runtime when the run ends. Tensors and workspace alike
- * may be read (not written) up to 64 bytes past their end, so the runtime keeps that much room after the last block.
+ * may be read (not written) up to 128 bytes past their end, so the runtime keeps that much room after the last block.
  */
 export interface Heap {
   /** Uninitialised, 64-byte aligned. @throws MemoryError, after which the runtime frees what the run had allocated. */

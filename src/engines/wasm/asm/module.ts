@@ -69,9 +69,10 @@ export class ModuleBuilder {
       }
       text('env', s);
       text('memory', s);
-      s.push(0x02, this.#shared ? 0x03 : 0x01);
+      s.push(0x02, this.#shared ? 0x03 : 0x00);
       unsigned(1, s);
-      unsigned(MAX_PAGES, s);
+      // Only a shared memory has to declare how far it may grow.
+      if (this.#shared) unsigned(MAX_PAGES, s);
     });
     section(3, out, (s) => {
       unsigned(functions.length, s);
@@ -105,7 +106,7 @@ export class ModuleBuilder {
   }
 
   text(): string {
-    const memory = `  (import "env" "memory" (memory 1 ${MAX_PAGES}${this.#shared ? ' shared' : ''}))`;
+    const memory = `  (import "env" "memory" (memory 1${this.#shared ? ` ${MAX_PAGES} shared` : ''}))`;
     const imports = this.#imports.map(
       (c) => `  (import "env" "${c.name}" (func $${c.name} (param ${c.params.join(' ')})))`,
     );

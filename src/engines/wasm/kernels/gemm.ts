@@ -3,6 +3,7 @@ import type { Callable, FuncBuilder } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32x4, type I32, i32, v128 } from '../asm/values.ts';
 import { accumulators, ints, product, type Shape, Vectors } from '../tile.ts';
+import type { Routines } from './calls.ts';
 
 /** Distances in bytes: a(i, k) at i * aRow + k * aStep, b(k) a Vec at k * bRow, c(i) a Vec at i * cRow. */
 export interface ProductSpec {
@@ -12,6 +13,8 @@ export interface ProductSpec {
   readonly bRow: number;
   readonly cRow: number;
 }
+
+const PRODUCT = { a: 'i32', b: 'i32', c: 'i32', rows: 'i32', count: 'i32', descriptor: 'i32' } as const;
 
 /** (a, b, c, count): a register tile. */
 function emitTile(m: ModuleBuilder, name: string, shape: Shape, spec: ProductSpec, rows: number): Callable {
@@ -27,8 +30,8 @@ function emitTile(m: ModuleBuilder, name: string, shape: Shape, spec: ProductSpe
 }
 
 /**
- * (a, b, c, rows, count): all rows of a product. A ragged end of a product that starts from zero is covered by a tile that
- * overlaps the one before it.
+ * (a, b, c, rows, count, descriptor): all rows of a product, in machine code where there are `routines`; `descriptor` is
+ * then the address of DESCRIPTOR_BYTES of scratch, and otherwise ignored.
  *
  * @param rows when it is known while emitting; the argument is then ignored.
  */
@@ -38,12 +41,35 @@ export function emitProduct(
   shape: Shape,
   spec: ProductSpec,
   rows: number | null,
+  routines: Routines | null,
+): Callable {
+  if (routines === null) return emitTiledProduct(m, name, shape, spec, rows);
+  return m.func(name, PRODUCT, (f, p) => {
+    routines.product(f, spec.start, p.descriptor, {
+      a: { at: p.a, row: spec.aRow, column: spec.aStep },
+      b: { at: p.b, row: spec.bRow },
+      c: { at: p.c, row: spec.cRow },
+      M: rows ?? p.rows,
+      K: p.count,
+    });
+  });
+}
+
+/**
+ * A ragged end of a product that starts from zero is covered by a tile that
+ * overlaps the one before it.
+ */
+function emitTiledProduct(
+  m: ModuleBuilder,
+  name: string,
+  shape: Shape,
+  spec: ProductSpec,
+  rows: number | null,
 ): Callable {
   const tile = emitTile(m, name, shape, spec, shape.rows);
   const restRows = rows === null ? 1 : rows % shape.rows;
   const rest = restRows === 0 ? tile : emitTile(m, name, shape, spec, restRows);
-  const params = { a: 'i32', b: 'i32', c: 'i32', rows: 'i32', count: 'i32' } as const;
-  return m.func(name, params, (f, p) => {
+  return m.func(name, PRODUCT, (f, p) => {
     const at = (r: I32 | number, call: Callable): void =>
       f.call(call, i32.add(p.a, i32.mul(r, spec.aRow)), p.b, i32.add(p.c, i32.mul(r, spec.cRow)), p.count);
     if (rows !== null) {
@@ -69,10 +95,9 @@ export function emitProduct(
   });
 }
 
-/** (a, b, c, rows, count): c += a * b where b may hold infinities or NaN, which an a of zero must not touch. */
+/** The same: c += a * b where b may hold infinities or NaN, which an a of zero must not touch. */
 export function emitCarefulProduct(m: ModuleBuilder, name: string, shape: Shape, spec: ProductSpec): Callable {
-  const params = { a: 'i32', b: 'i32', c: 'i32', rows: 'i32', count: 'i32' } as const;
-  return m.func(name, params, (f, p) => {
+  return m.func(name, PRODUCT, (f, p) => {
     const v = new Vectors(f, shape);
     f.for(0, p.rows, 1, () => {
       const sum = v.load(p.c);

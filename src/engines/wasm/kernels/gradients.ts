@@ -37,11 +37,15 @@ const positions = ({ f }: Vectors, a: Block): Positions => ({
   kv: a.kv0,
 });
 
-/** (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. */
+/**
+ * (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. Rows of s and p are `row` bytes
+ * apart, here and below: a piece of the lanes is done at a time.
+ */
 export function emitWeights(
   m: ModuleBuilder,
   name: string,
   shape: Shape,
+  row: number,
   { mod, mask, sides }: Expressions,
   table: ConstantTable,
 ): Callable {
@@ -72,8 +76,8 @@ export function emitWeights(
           constants,
         ),
       );
-      f.bump(a.s, v.bytes);
-      f.bump(a.p, v.bytes);
+      f.bump(a.s, row);
+      f.bump(a.p, row);
       f.bump(lse, 4);
       f.bump(at.q, 1);
     });
@@ -81,7 +85,7 @@ export function emitWeights(
 }
 
 /** (BLOCK, p, kept): weights after dropout: 0 or p / (1 - probability). Four queries at a time, past the end too. */
-export function emitDropWeights(m: ModuleBuilder, shape: Shape): Callable {
+export function emitDropWeights(m: ModuleBuilder, shape: Shape, row: number): Callable {
   return m.func('drop_weights', { ...BLOCK, p: 'i32', kept: 'i32' }, (f, a) => {
     const v = new Vectors(f, shape);
     const scale = v.splat(PARAMS.f32(a.params, 'keepScale'));
@@ -105,10 +109,10 @@ export function emitDropWeights(m: ModuleBuilder, shape: Shape): Callable {
       for (let r = 0; r < 4; r++) {
         const draws = byQuery.map((rows) => rows[r]);
         const kept = (x: V128, w: V128, s: V128): V128 => v128.and(f32x4.mul(x, s), i32x4.ge_u(w, threshold));
-        v.store(a.kept, v.map(kept, v.load(a.p, r * v.bytes), draws, scale), r * v.bytes);
+        v.store(a.kept, v.map(kept, v.load(a.p, r * row), draws, scale), r * row);
       }
-      f.bump(a.p, 4 * v.bytes);
-      f.bump(a.kept, 4 * v.bytes);
+      f.bump(a.p, 4 * row);
+      f.bump(a.kept, 4 * row);
       f.set(q, i32x4.add(q, ints(4)));
     });
   });
@@ -127,6 +131,7 @@ export interface ScoreGradients extends Expressions {
 export function emitScoreGradients(
   m: ModuleBuilder,
   shape: Shape,
+  row: number,
   dsRow: number,
   e: ScoreGradients,
   table: ConstantTable,
@@ -176,10 +181,10 @@ export function emitScoreGradients(
           else emitScatter(v, bases[i], load.tensor, indices, amount, valid);
           return indices;
         });
-        f.bump(a.s, v.bytes);
+        f.bump(a.s, row);
       }
       v.store(a.ds, gradient);
-      for (const buffer of [a.p, a.kept, a.dp]) f.bump(buffer, v.bytes);
+      for (const buffer of [a.p, a.kept, a.dp]) f.bump(buffer, row);
       f.bump(a.ds, dsRow);
       f.bump(delta, 4);
       f.bump(at.q, 1);
