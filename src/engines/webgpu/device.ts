@@ -61,11 +61,20 @@ async function dawn(flags: readonly string[]): Promise<GPU> {
   return gpu;
 }
 
+/**
+ * Experimental features may be used where they exist; and workgroup memory is zeroed by a loop in the shader instead of by the
+ * driver, which unrolls it on SwiftShader and takes ten times as long to compile.
+ */
+const DAWN_FLAGS = [
+  'enable-dawn-features=allow_unsafe_apis',
+  'disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension',
+];
+
 /** The implementation to ask for adapters. @throws DeviceError saying what is missing. */
 async function implementation(options: WebGpuOptions): Promise<GPU> {
   const native = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
   if (native !== undefined) return native;
-  const flags = [...(options.dawnFlags ?? ['enable-dawn-features=allow_unsafe_apis'])];
+  const flags = [...(options.dawnFlags ?? DAWN_FLAGS)];
   if (typeof options.adapter === 'string') flags.push(`adapter=${options.adapter}`);
   try {
     return await dawn(flags);

@@ -49,6 +49,9 @@ const DQ = { name: 'dq', family: 'q' } as const;
 const DK = { name: 'dk', family: 'k' } as const;
 const DV = { name: 'dv', family: 'v' } as const;
 
+/** q, k, v, dOut, rows, tables and one result, besides sides. With room for one more, dK and dV share a pass. */
+const LEAST_BUFFERS = 7;
+
 export const backward: WebGpuKernel<TileConfig> = defineKernel({
   name: 'backward',
   pass: 'backward',
@@ -56,8 +59,7 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
     const shared = refuseShared(problem, caps);
     if (shared !== null) return shared;
     if (problem.kv.kind === 'paged') return 'no gradients of paged keys and values';
-    // q, k, v, dOut, lse, delta, tables, dk, dv; side gradients bind one output and a workspace instead of the last two.
-    const buffers = 9 + problem.sides.length;
+    const buffers = LEAST_BUFFERS + problem.sides.length;
     return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
   },
   configs: (problem, caps) => candidates(problem, caps).filter((t) => fits(t, placing(problem)(), caps)),
@@ -66,17 +68,17 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
     const bytes = tiledBytes(problem, 'backward', rowsOf(t), t.cols);
     // Seven products are made for the five that count.
     const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (5 / 7);
-    return { flops, bytes, workspace: deltaBytes(problem), seconds: flops / rate + bytes / caps.bandwidth / 8 };
+    return { flops, bytes, workspace: rowBytes(problem), seconds: flops / rate + bytes / caps.bandwidth / 8 };
   },
-  shaders: (problem, t) => passesOf(problem).map((pass) => pass.emit(problem, t)),
+  shaders: (problem, t, caps) => passesOf(problem, caps).map((pass) => pass.emit(problem, t)),
   launch: launchBackward,
 });
 
-/** delta is laid out like lse, rows of no sequence included. */
-const deltaBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
+/** Two floats a row, laid out like lse, rows of no sequence included. */
+const rowBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
   let rows = 0;
   for (let b = 0; b < B; b++) rows = Math.max(rows, b * strides.lse.b + (sequences[4 * b] + Sq) * strides.lse.s);
-  return 4 * (rows + Math.max(Hq - 1, 0) * strides.lse.h);
+  return 8 * (rows + Math.max(Hq - 1, 0) * strides.lse.h);
 };
 
 /** One dispatch of backward. */
@@ -88,25 +90,34 @@ export interface Pass {
 }
 
 /** The dispatches a problem's gradients need, in order. */
-function passesOf(problem: Problem): Pass[] {
+function passesOf(problem: Problem, caps: WebGpuCaps): Pass[] {
   const { grads } = problem;
   if (grads === null) return [];
   const passes: Pass[] = [{ emit: deltaShader, grid: (p) => [p.Hq, ceilDiv(p.Sq, 64), p.B] }];
-  if (grads.k || grads.v) passes.push({ emit: emitKv, grid: (p, t) => [p.Hkv, ceilDiv(p.Sk, rowsOf(t)), p.B] });
+  const together = LEAST_BUFFERS + 1 + problem.sides.length <= caps.storageBuffers;
+  const wanted = together
+    ? [{ k: grads.k, v: grads.v }]
+    : [
+        { k: grads.k, v: false },
+        { k: false, v: grads.v },
+      ];
+  for (const want of wanted)
+    if (want.k || want.v)
+      passes.push({ emit: (p, t) => emitKv(p, t, want), grid: (p, t) => [p.Hkv, ceilDiv(p.Sk, rowsOf(t)), p.B] });
   if (grads.q) passes.push({ emit: emitQ, grid: (p, t) => [p.Hq, ceilDiv(p.Sq, rowsOf(t)), p.B] });
   if (grads.sink) passes.push({ emit: sinkShader, grid: (p) => [p.Hq, 1, 1] });
   passes.push(...sidePasses(problem));
   return passes;
 }
 
-function launchBackward(problem: Problem, t: TileConfig): Launch {
+function launchBackward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launch {
   const { tables, values } = problemTables(problem);
   if (problem.mask !== null) {
     addRuns(tables, values, problem, 'q', rowsOf(t), t.cols);
     addRuns(tables, values, problem, 'kv', t.cols, rowsOf(t));
   }
-  const passes = passesOf(problem);
-  const workspace: Record<string, number> = { delta: deltaBytes(problem) };
+  const passes = passesOf(problem, caps);
+  const workspace: Record<string, number> = { rows: rowBytes(problem) };
   for (const pass of passes) Object.assign(workspace, pass.workspace?.(problem, t));
   return {
     dispatches: passes.map((pass, shader) => ({ shader, grid: pass.grid(problem, t), params: values })),
@@ -153,11 +164,11 @@ ${unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${store}(u32(q_${i}), c + ${t.ct
 }
 
 /** dK and dV: one workgroup walks the queries of its keys, over every query head that reads them. */
-function emitKv(problem: Problem, t: TileConfig): Shader {
+function emitKv(problem: Problem, t: TileConfig, want: { readonly k: boolean; readonly v: boolean }): Shader {
   const m = new ModuleBuilder();
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
   const at = placesOf(t, placing(problem)());
-  const { k: wantK = false, v: wantV = false } = problem.grads ?? {};
+  const { k: wantK, v: wantV } = want;
   declareGradients(m, problem, 'q');
   const q = { load: declareLoad(m, problem, Q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
   const k = { load: declareLoad(m, problem, K, 'u32(atLenK)'), first: 'k0', quads: quadsD };
@@ -199,5 +210,9 @@ ${overRuns(m, problem, 'kv', { b: 'b', h: 'h', row: `k0 / ${rowsOf(t)}u`, blocks
 }
 ${wantK ? unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${storeK}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dk_${i}_${n} * ${scale});`) : ''}
 ${wantV ? unroll2(t.tm, outQuads(t, quadsV), (i, n) => `${storeV}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dv_${i}_${n});`) : ''}`;
-  return m.build({ name: 'backward-kv', threads: threadsOf(t), body });
+  return m.build({
+    name: wantK && wantV ? 'backward-kv' : wantK ? 'backward-k' : 'backward-v',
+    threads: threadsOf(t),
+    body,
+  });
 }

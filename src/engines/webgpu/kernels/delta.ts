@@ -2,13 +2,17 @@
 import { LOG2E } from '../../../core/math.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
+import { NEVER } from './gradients.ts';
 import { headOf } from './head.ts';
 import { declareLoad, quadsOf, setBase } from './rows.ts';
 import { declareHead } from './scores.ts';
 
 const THREADS = 64;
 
-/** delta = rowsum(dOut * out) - dLse, one invocation a row, laid out like lse. `dLse` is bound when `hasDLse` is not 0. */
+/**
+ * What the tiles need of each query row, laid out like lse: (lse in base 2, delta), delta = rowsum(dOut * out) - dLse. A row
+ * that attends to nothing gets an lse that no score reaches. One invocation a row.
+ */
 export function deltaShader(problem: Problem): Shader {
   const m = new ModuleBuilder();
   declareHead(m);
@@ -16,7 +20,8 @@ export function deltaShader(problem: Problem): Shader {
   const dOut = { name: 'dOut', family: 'out' } as const;
   const [loadOut, loadDOut] = [out, dOut].map((t) => declareLoad(m, problem, t, 'u32(atLenQ)'));
   const dLse = m.storage('dLse', 'array<f32>');
-  const delta = m.storage('delta', 'array<f32>', 'read_write');
+  const lse = m.storage('lse', 'array<f32>');
+  const rows = m.storage('rows', 'array<vec2<f32>>', 'read_write');
   const at = `b * ${m.param('lse_b')} + h * ${m.param('lse_h')} + (qStart + q) * ${m.param('lse_s')}`;
   const body = `${headOf(m, problem, 'q')}
 let q = group.y * ${THREADS}u + local;
@@ -32,7 +37,8 @@ value = fma(x.w, y.w, fma(x.z, y.z, fma(x.y, y.y, fma(x.x, y.x, value))));
 }
 let at = ${at};
 if (${m.param('hasDLse')} != 0u) { value -= ${dLse}[at]; }
-${delta}[at] = value;`;
+let x = ${lse}[at];
+${rows}[at] = vec2<f32>(select(x * ${LOG2E}, ${NEVER}, x < -1.0e30), value);`;
   return m.build({ name: 'delta', threads: THREADS, body });
 }
 
@@ -40,7 +46,8 @@ ${delta}[at] = value;`;
 export function sinkShader(problem: Problem): Shader {
   const m = new ModuleBuilder();
   const table = m.storage('tables', 'array<i32>');
-  const [lse, delta, sink] = ['lse', 'delta', 'sink'].map((name) => m.storage(name, 'array<f32>'));
+  const sink = m.storage('sink', 'array<f32>');
+  const rows = m.storage('rows', 'array<vec2<f32>>');
   const target = m.storage('dSink', 'array<f32>', 'read_write');
   m.workgroup('sums', `array<f32, ${THREADS}>`);
   void problem;
@@ -51,8 +58,8 @@ let qStart = u32(${table}[b * 4u]);
 let lenQ = u32(${table}[b * 4u + 1u]);
 for (var q = local; q < lenQ; q += ${THREADS}u) {
 let at = b * ${m.param('lse_b')} + h * ${m.param('lse_h')} + (qStart + q) * ${m.param('lse_s')};
-// A row that attends to nothing has lse = -inf, and no gradient.
-if (${lse}[at] > -1.0e30) { sum -= exp2((${sink}[h] - ${lse}[at]) * ${LOG2E}) * ${delta}[at]; }
+let row = ${rows}[at];
+sum -= exp2(${sink}[h] * ${LOG2E} - row.x) * row.y;
 }
 }
 sums[local] = sum;

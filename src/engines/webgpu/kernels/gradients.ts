@@ -1,5 +1,4 @@
 /** From the two products of a tile, q.k and dO.v, to what backward accumulates: the probabilities and the score gradients. */
-import { LOG2E } from '../../../core/math.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { ModuleBuilder } from '../wgsl/module.ts';
 import { unroll, unroll2 } from '../wgsl/text.ts';
@@ -7,29 +6,18 @@ import { attends, type Columns, declareScores, dropFactors, logits } from './sco
 import { colQuads, type Tile } from './tile.ts';
 
 /** An lse no score reaches: exp2(score - NEVER) is 0. */
-const NEVER = '3.0e38';
+export const NEVER = '3.0e38';
 
-/** Declares what `rowStatistics` and `scoreGradients` use: `lse2_at(q)` in base 2, and `delta_at(q)`. Set `lseBase` first. */
+/** Declares what the statistics below use: `row_at(q)`, the row's (lse in base 2, delta) as the delta pass left them. */
 export function declareGradients(m: ModuleBuilder, problem: Problem, columns: Columns): void {
   declareScores(m, problem, columns, true);
   m.local('lseBase', 'u32');
-  const stride = m.param('lse_s');
-  const lse = m.storage('lse', 'array<f32>');
-  const delta = m.storage('delta', 'array<f32>');
+  const rows = m.storage('rows', 'array<vec2<f32>>');
   m.fn(
-    'lse2_at',
-    `fn lse2_at(q: i32) -> f32 {
-  if (q >= atLenQ) { return ${NEVER}; }
-  let x = ${lse}[lseBase + u32(q) * ${stride}];
-  // A row that attends to nothing has lse = -inf.
-  return select(x * ${LOG2E}, ${NEVER}, x < -1.0e30);
-}`,
-  );
-  m.fn(
-    'delta_at',
-    `fn delta_at(q: i32) -> f32 {
-  if (q >= atLenQ) { return 0.0; }
-  return ${delta}[lseBase + u32(q) * ${stride}];
+    'row_at',
+    `fn row_at(q: i32) -> vec2<f32> {
+  if (q >= atLenQ) { return vec2<f32>(${NEVER}, 0.0); }
+  return ${rows}[lseBase + u32(q) * ${m.param('lse_s')}];
 }`,
   );
 }
@@ -42,19 +30,21 @@ export const rowStatistics = (t: Tile): string =>
   unroll(
     t.tm,
     (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);
-let lse_${i} = lse2_at(q_${i});
-let delta_${i} = delta_at(q_${i});`,
+let row_${i} = row_at(q_${i});
+let lse_${i} = row_${i}.x;
+let delta_${i} = row_${i}.y;`,
   );
 
 /** Columns are queries: `lse_<v>`, `delta_<v>` of the block at `q0`. */
 export function columnStatistics(t: Tile): string {
-  const four = (fn: string, v: number): string =>
-    `vec4<f32>(${[0, 1, 2, 3].map((e) => `${fn}(qc_${v} + ${e})`).join(', ')})`;
+  const four = (v: number, part: string): string =>
+    `vec4<f32>(${[0, 1, 2, 3].map((e) => `row_${v}_${e}.${part}`).join(', ')})`;
   return unroll(
     colQuads(t),
     (v) => `let qc_${v} = i32(q0 + 4u * c + ${4 * t.ct * v}u);
-let lse_${v} = ${four('lse2_at', v)};
-let delta_${v} = ${four('delta_at', v)};`,
+${unroll(4, (e) => `let row_${v}_${e} = row_at(qc_${v} + ${e});`)}
+let lse_${v} = ${four(v, 'x')};
+let delta_${v} = ${four(v, 'y')};`,
   );
 }
 

@@ -1,0 +1,232 @@
+struct Params {
+  q_s: u32,
+  k_s: u32,
+  v_s: u32,
+  out_s: u32,
+  scaleLog2: f32,
+  group: u32,
+  Hq: u32,
+  q_b: u32,
+  q_h: u32,
+  k_b: u32,
+  k_h: u32,
+  v_b: u32,
+  v_h: u32,
+  out_b: u32,
+  out_h: u32,
+  lse_b: u32,
+  lse_h: u32,
+  lse_s: u32,
+  negInf: f32,
+}
+@group(0) @binding(0) var<uniform> P: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(6) var<storage, read> tables: array<i32>;
+var<private> atB: i32;
+var<private> atH: i32;
+var<private> atLenQ: i32;
+var<private> atLenK: i32;
+var<private> base_q: u32;
+var<private> base_k: u32;
+var<private> base_v: u32;
+var<private> base_out: u32;
+var<workgroup> arena: array<vec4<f32>, 272>;
+fn inside4(q: i32, kv: i32) -> vec4<bool> { return vec4<i32>(kv) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenK); }
+fn ld_q(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenQ) && quad_ < 4u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_q + row * P.q_s;
+  return select(vec4<f32>(0.0), q[(at >> 2u) + quad], inside);
+}
+fn ld_k(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenK) && quad_ < 4u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_k + row * P.k_s;
+  return select(vec4<f32>(0.0), k[(at >> 2u) + quad], inside);
+}
+fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenK) && quad_ < 4u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_v + row * P.v_s;
+  return select(vec4<f32>(0.0), v[(at >> 2u) + quad], inside);
+}
+fn st_out(row: u32, quad: u32, x: vec4<f32>) {
+  if (row >= u32(atLenQ) || quad >= 4u) { return; }
+  let at = base_out + row * P.out_s;
+  out[(at >> 2u) + quad] = x;
+}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let tid = local;
+  let r = tid / 8u;
+  let c = tid % 8u;
+  let b = group.z;
+  let h = group.x;
+  let hkv = h / P.group;
+  let bh = b * P.Hq + h;
+  atH = i32(h);
+  let qStart = u32(tables[b * 4u]);
+  let lenQ = u32(tables[b * 4u + 1u]);
+  let kStart = u32(tables[b * 4u + 2u]);
+  let lenK = u32(tables[b * 4u + 3u]);
+  atB = i32(b);
+  atLenQ = i32(lenQ);
+  atLenK = i32(lenK);
+  let q0 = (groups.y - 1u - group.y) * 16u;
+  if (q0 >= lenQ) { return; }
+  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s;
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
+  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
+  let q_0 = i32(q0 + r + 0u);
+  var m_0 = -1.0e30;
+  var l_0 = 0.0;
+  let q_1 = i32(q0 + r + 8u);
+  var m_1 = -1.0e30;
+  var l_1 = 0.0;
+  var o_0_0 = vec4<f32>(0.0);
+  var o_1_0 = vec4<f32>(0.0);
+  for (var block = 0u; block < (lenK + 31u) / 32u; block++) {
+    let partial = false;
+    let k0 = block * 32u;
+    var s_0_0 = vec4<f32>(0.0);
+    var s_1_0 = vec4<f32>(0.0);
+    {
+      var sa_0: vec4<f32>;
+      var sb_0: vec4<f32>;
+      var sb_1: vec4<f32>;
+      sa_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
+      sb_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
+      sb_1 = ld_k(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
+      let start = 0u;
+      workgroupBarrier(); // what was read from this place before is done with
+      arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
+      arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
+      arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
+      workgroupBarrier(); // staged rows are visible
+      for (var d = 0u; d < 4u; d++) {
+        let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
+        let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
+        let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
+        let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
+        let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
+        let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
+        let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
+        let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
+        let a_0 = arena[160u + (r + 0u) * 5u + d];
+        s_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, s_0_0);
+        s_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, s_0_0);
+        s_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, s_0_0);
+        s_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, s_0_0);
+        let a_1 = arena[160u + (r + 8u) * 5u + d];
+        s_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, s_1_0);
+        s_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, s_1_0);
+        s_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, s_1_0);
+        s_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, s_1_0);
+      }
+    }
+    var ox_0: vec4<f32>;
+    var ox_1: vec4<f32>;
+    ox_0 = ld_v(k0 + 0u + tid / 8u, tid % 8u);
+    ox_1 = ld_v(k0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
+    s_0_0 = s_0_0 * P.scaleLog2;
+    s_1_0 = s_1_0 * P.scaleLog2;
+    if (k0 + 32u > lenK) {
+      s_0_0 = select(vec4<f32>(-3.0e38), s_0_0, inside4(q_0, i32(k0 + 4u * c + 0u)));
+      s_1_0 = select(vec4<f32>(-3.0e38), s_1_0, inside4(q_1, i32(k0 + 4u * c + 0u)));
+    }
+    let w_0 = s_0_0;
+    var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
+    let w_1 = s_1_0;
+    var n_1 = max(max(w_1.x, w_1.y), max(w_1.z, w_1.w));
+    workgroupBarrier(); // the products' last readers are done with the place
+    arena[0u + (r + 0u) * 9u + c].x = n_0;
+    arena[0u + (r + 8u) * 9u + c].x = n_1;
+    workgroupBarrier(); // the maxima of a row's invocations are visible
+    for (var j = 0u; j < 8u; j++) {
+      n_0 = max(n_0, arena[0u + (r + 0u) * 9u + j].x);
+      n_1 = max(n_1, arena[0u + (r + 8u) * 9u + j].x);
+    }
+    n_0 = max(n_0, m_0);
+    n_1 = max(n_1, m_1);
+    {
+      let alpha = exp2(m_0 - n_0);
+      m_0 = n_0;
+      l_0 *= alpha;
+      o_0_0 *= alpha;
+      s_0_0 = exp2(s_0_0 - vec4<f32>(m_0));
+      l_0 += (s_0_0.x + s_0_0.y) + (s_0_0.z + s_0_0.w);
+    }
+    {
+      let alpha = exp2(m_1 - n_1);
+      m_1 = n_1;
+      l_1 *= alpha;
+      o_1_0 *= alpha;
+      s_1_0 = exp2(s_1_0 - vec4<f32>(m_1));
+      l_1 += (s_1_0.x + s_1_0.y) + (s_1_0.z + s_1_0.w);
+    }
+    for (var start = 0u; start < 32u; start += 16u) {
+      workgroupBarrier(); // the place's last readers are done
+      if (start == 0u) {
+        arena[0u + (r + 0u) * 9u + c] = s_0_0;
+        arena[0u + (r + 8u) * 9u + c] = s_1_0;
+      }
+      arena[144u + tid] = ox_0;
+      arena[144u + (tid + 64u)] = ox_1;
+      workgroupBarrier(); // P and the staged rows are visible
+      if (start + 16u < 32u) {
+        ox_0 = ld_v(k0 + (start + 16u) + tid / 8u, tid % 8u);
+        ox_1 = ld_v(k0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
+      }
+      for (var j = 0u; j < 4u; j++) {
+        let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
+        let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
+        let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
+        o_0_0 = fma(vec4<f32>(p_0.x), x_0_0, o_0_0);
+        o_1_0 = fma(vec4<f32>(p_1.x), x_0_0, o_1_0);
+        let x_1_0 = arena[144u + (j * 4u + 1u) * 8u + c + 0u];
+        o_0_0 = fma(vec4<f32>(p_0.y), x_1_0, o_0_0);
+        o_1_0 = fma(vec4<f32>(p_1.y), x_1_0, o_1_0);
+        let x_2_0 = arena[144u + (j * 4u + 2u) * 8u + c + 0u];
+        o_0_0 = fma(vec4<f32>(p_0.z), x_2_0, o_0_0);
+        o_1_0 = fma(vec4<f32>(p_1.z), x_2_0, o_1_0);
+        let x_3_0 = arena[144u + (j * 4u + 3u) * 8u + c + 0u];
+        o_0_0 = fma(vec4<f32>(p_0.w), x_3_0, o_0_0);
+        o_1_0 = fma(vec4<f32>(p_1.w), x_3_0, o_1_0);
+      }
+    }
+  }
+  workgroupBarrier(); // P's last readers are done with the place
+  arena[0u + (r + 0u) * 9u + c].x = l_0;
+  arena[0u + (r + 8u) * 9u + c].x = l_1;
+  workgroupBarrier(); // partial sums are visible
+  {
+    var sum = 0.0;
+    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
+    let attended = m_0 > -1.0e30;
+    var factor = 1.0;
+    let share = select(0.0, factor / sum, attended);
+    st_out(u32(q_0), c + 0u, select(vec4<f32>(0.0), o_0_0 * share, attended));
+    if (c == 0u && u32(q_0) < lenQ) {
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_0)) * P.lse_s] = select(P.negInf, (m_0 + log2(sum)) * 0.6931471805599453, attended);
+    }
+  }
+  {
+    var sum = 0.0;
+    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
+    let attended = m_1 > -1.0e30;
+    var factor = 1.0;
+    let share = select(0.0, factor / sum, attended);
+    st_out(u32(q_1), c + 0u, select(vec4<f32>(0.0), o_1_0 * share, attended));
+    if (c == 0u && u32(q_1) < lenQ) {
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_1)) * P.lse_s] = select(P.negInf, (m_1 + log2(sum)) * 0.6931471805599453, attended);
+    }
+  }
+}

@@ -1,0 +1,415 @@
+struct Params {
+  seedLo: u32,
+  seedHi: u32,
+  dropKeep: f32,
+  dropOffset: u32,
+  dropThreshold: u32,
+  lse_s: u32,
+  q_s: u32,
+  k_s: u32,
+  out_s: u32,
+  scale: f32,
+  group: u32,
+  v_s: u32,
+  k_b: u32,
+  k_h: u32,
+  v_b: u32,
+  v_h: u32,
+  Hq: u32,
+  q_b: u32,
+  q_h: u32,
+  out_b: u32,
+  out_h: u32,
+  lse_b: u32,
+  lse_h: u32,
+  kvRowsAt: u32,
+  kvRunsB: u32,
+  kvRunsH: u32,
+  kvRunsAt: u32,
+}
+@group(0) @binding(0) var<uniform> P: Params;
+@group(0) @binding(1) var<storage, read> side0: array<f32>;
+@group(0) @binding(2) var<storage, read> rows: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> q: array<vec2<u32>>;
+@group(0) @binding(4) var<storage, read> k: array<vec2<u32>>;
+@group(0) @binding(5) var<storage, read> dOut: array<vec2<u32>>;
+@group(0) @binding(6) var<storage, read_write> dk: array<vec2<u32>>;
+@group(0) @binding(7) var<storage, read_write> dv: array<vec2<u32>>;
+@group(0) @binding(8) var<storage, read> v: array<vec2<u32>>;
+@group(0) @binding(9) var<storage, read> tables: array<i32>;
+var<private> atB: i32;
+var<private> atH: i32;
+var<private> atLenQ: i32;
+var<private> atLenK: i32;
+var<private> lseBase: u32;
+var<private> base_q: u32;
+var<private> base_k: u32;
+var<private> base_dOut: u32;
+var<workgroup> arena: array<vec4<f32>, 272>;
+var<private> base_dk: u32;
+var<private> base_dv: u32;
+var<private> base_v: u32;
+fn mask1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> bool {
+  let t0 = (lenK - lenQ);
+  let t1 = (q + t0);
+  let t2 = (kv <= t1);
+  let t3 = (t1 - kv);
+  let t4 = (t3 <= 19);
+  let t5 = (t2 && t4);
+  return t5;
+}
+fn mask4(q: i32, kv: i32) -> vec4<bool> {
+  return vec4<bool>(
+    mask1(0.0, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+}
+fn inside4(q: i32, kv: i32) -> vec4<bool> {
+  return (vec4<i32>(q) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenQ)) & vec4<bool>(kv < atLenK);
+}
+fn tw_tanh(x: f32) -> f32 {
+  let a = abs(x);
+  let y = x * x;
+  let near = x * (1.0 + y * (-0.33333333 + y * (0.13333334 + y * (-0.053968254 + y * (0.021869488 + y * -0.0088632356)))));
+  let far = 1.0 - 2.0 / (exp(2.0 * min(a, 12.0)) + 1.0);
+  return select(sign(x) * far, near, a < 0.35);
+}
+fn mod1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> f32 {
+  let t0 = (score * 0.05000000074505806f);
+  let t1 = tw_tanh(t0);
+  let t2 = (t1 * 20f);
+  let t3 = u32(h);
+  let t4 = side0[t3];
+  let t5 = (lenK - lenQ);
+  let t6 = (q + t5);
+  let t7 = (t6 - kv);
+  let t8 = abs(t7);
+  let t9 = f32(t8);
+  let t10 = (t4 * t9);
+  let t11 = (t2 - t10);
+  return t11;
+}
+fn mod4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
+  return vec4<f32>(
+    mod1(s.x, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mod1(s.y, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mod1(s.z, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    mod1(s.w, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+}
+fn slope1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> f32 {
+  let t0 = (score * 0.05000000074505806f);
+  let t1 = tw_tanh(t0);
+  let t2 = (t1 * t1);
+  let t3 = (1f - t2);
+  let t4 = (t3 * 0.05000000074505806f);
+  let t5 = (20f * t4);
+  return t5;
+}
+fn slope4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
+  return vec4<f32>(
+    slope1(s.x, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    slope1(s.y, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    slope1(s.z, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
+    slope1(s.w, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+}
+fn tw_mulhi(a: u32, b: u32) -> u32 {
+  let al = a & 0xffffu;
+  let ah = a >> 16u;
+  let bl = b & 0xffffu;
+  let bh = b >> 16u;
+  let mid = ah * bl + ((al * bl) >> 16u);
+  return ah * bh + (mid >> 16u) + ((al * bh + (mid & 0xffffu)) >> 16u);
+}
+fn tw_philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
+  var c = counter;
+  var k = seed;
+  for (var round = 0u; round < 10u; round++) {
+    let p0 = 0xd2511f53u * c.x;
+    let p1 = 0xcd9e8d57u * c.z;
+    c = vec4<u32>(tw_mulhi(0xcd9e8d57u, c.z) ^ c.y ^ k.x, p1, tw_mulhi(0xd2511f53u, c.x) ^ c.w ^ k.y, p0);
+    k += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+  }
+  return c;
+}
+fn tw_drop4(q: i32, kv: i32, bh: i32) -> vec4<f32> {
+  return select(vec4<f32>(0.0), vec4<f32>(P.dropKeep), tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q), u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi)) >= vec4<u32>(P.dropThreshold));
+}
+fn tw_drop1(q: i32, kv: i32, bh: i32) -> f32 {
+  return select(0.0, P.dropKeep, tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q), u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi))[u32(kv) & 3u] >= P.dropThreshold);
+}
+fn row_at(q: i32) -> vec2<f32> {
+  if (q >= atLenQ) { return vec2<f32>(3.0e38, 0.0); }
+  return rows[lseBase + u32(q) * P.lse_s];
+}
+fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
+fn ld_q(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenQ) && quad_ < 4u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_q + row * P.q_s;
+  return select(vec4<f32>(0.0), tw_f16(q[(at >> 2u) + quad]), inside);
+}
+fn ld_k(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenK) && quad_ < 4u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_k + row * P.k_s;
+  return select(vec4<f32>(0.0), tw_f16(k[(at >> 2u) + quad]), inside);
+}
+fn ld_dOut(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenQ) && quad_ < 4u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_dOut + row * P.out_s;
+  return select(vec4<f32>(0.0), tw_f16(dOut[(at >> 2u) + quad]), inside);
+}
+fn tw_to_f16(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  let sign = (u >> 16u) & 0x8000u;
+  let a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) { return sign | 0x7e00u; }
+  if (a >= 0x477ff000u) { return sign | 0x7c00u; }
+  if (a < 0x38800000u) {
+    let shift = min(126u - (a >> 23u), 31u);
+    let m = (a & 0x7fffffu) | 0x800000u;
+    let half = m >> shift;
+    let rest = m & ((1u << shift) - 1u);
+    let tie = 1u << (shift - 1u);
+    return sign | (half + select(0u, 1u, rest > tie || (rest == tie && (half & 1u) == 1u)));
+  }
+  return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13u) & 1u)) >> 13u);
+}
+fn st_dk(row: u32, quad: u32, x: vec4<f32>) {
+  if (row >= u32(atLenK) || quad >= 4u) { return; }
+  let at = base_dk + row * P.k_s;
+  dk[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
+}
+fn st_dv(row: u32, quad: u32, x: vec4<f32>) {
+  if (row >= u32(atLenK) || quad >= 4u) { return; }
+  let at = base_dv + row * P.v_s;
+  dv[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
+}
+fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
+  let inside = row_ < u32(atLenK) && quad_ < 4u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let quad = min(quad_, 3u);
+  let at = base_v + row * P.v_s;
+  return select(vec4<f32>(0.0), tw_f16(v[(at >> 2u) + quad]), inside);
+}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let tid = local;
+  let r = tid / 8u;
+  let c = tid % 8u;
+  let b = group.z;
+  let hkv = group.x;
+  let qStart = u32(tables[b * 4u]);
+  let lenQ = u32(tables[b * 4u + 1u]);
+  let kStart = u32(tables[b * 4u + 2u]);
+  let lenK = u32(tables[b * 4u + 3u]);
+  atB = i32(b);
+  atLenQ = i32(lenQ);
+  atLenK = i32(lenK);
+  let k0 = group.y * 16u;
+  if (k0 >= lenK) { return; }
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
+  base_dk = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
+  base_dv = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
+  var dk_0_0 = vec4<f32>(0.0);
+  var dk_1_0 = vec4<f32>(0.0);
+  var dv_0_0 = vec4<f32>(0.0);
+  var dv_1_0 = vec4<f32>(0.0);
+  for (var h = hkv * P.group; h < (hkv + 1u) * P.group; h++) {
+    let bh = b * P.Hq + h;
+    atH = i32(h);
+    base_q = b * P.q_b + h * P.q_h + qStart * P.q_s;
+    base_dOut = b * P.out_b + h * P.out_h + qStart * P.out_s;
+    lseBase = b * P.lse_b + h * P.lse_h + qStart * P.lse_s;
+    {
+      let runRow = P.kvRowsAt + b * P.kvRunsB + h * P.kvRunsH + k0 / 16u;
+      let lastRun = u32(tables[runRow + 1u]);
+      for (var run = u32(tables[runRow]); run < lastRun; run++) {
+        let runAt = P.kvRunsAt + 3u * run;
+        let partial = tables[runAt + 2u] != 0;
+        let runEnd = u32(tables[runAt + 1u]);
+        for (var block = u32(tables[runAt]); block < runEnd; block++) {
+          let q0 = block * 32u;
+          let qc_0 = i32(q0 + 4u * c + 0u);
+          let row_0_0 = row_at(qc_0 + 0);
+          let row_0_1 = row_at(qc_0 + 1);
+          let row_0_2 = row_at(qc_0 + 2);
+          let row_0_3 = row_at(qc_0 + 3);
+          let lse_0 = vec4<f32>(row_0_0.x, row_0_1.x, row_0_2.x, row_0_3.x);
+          let delta_0 = vec4<f32>(row_0_0.y, row_0_1.y, row_0_2.y, row_0_3.y);
+          var s_0_0 = vec4<f32>(0.0);
+          var s_1_0 = vec4<f32>(0.0);
+          {
+            var sa_0: vec4<f32>;
+            var sb_0: vec4<f32>;
+            var sb_1: vec4<f32>;
+            sa_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
+            sb_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
+            sb_1 = ld_q(q0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
+            let start = 0u;
+            workgroupBarrier(); // what was read from this place before is done with
+            arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
+            arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
+            arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
+            workgroupBarrier(); // staged rows are visible
+            for (var d = 0u; d < 4u; d++) {
+              let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
+              let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
+              let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
+              let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
+              let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
+              let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
+              let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
+              let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
+              let a_0 = arena[160u + (r + 0u) * 5u + d];
+              s_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, s_0_0);
+              s_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, s_0_0);
+              s_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, s_0_0);
+              s_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, s_0_0);
+              let a_1 = arena[160u + (r + 8u) * 5u + d];
+              s_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, s_1_0);
+              s_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, s_1_0);
+              s_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, s_1_0);
+              s_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, s_1_0);
+            }
+          }
+          var t_0_0 = vec4<f32>(0.0);
+          var t_1_0 = vec4<f32>(0.0);
+          {
+            var ta_0: vec4<f32>;
+            var tb_0: vec4<f32>;
+            var tb_1: vec4<f32>;
+            ta_0 = ld_v(k0 + tid / 4u, 0u + tid % 4u);
+            tb_0 = ld_dOut(q0 + tid / 4u, 0u + tid % 4u);
+            tb_1 = ld_dOut(q0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
+            let start = 0u;
+            workgroupBarrier(); // what was read from this place before is done with
+            arena[160u + (tid / 4u) * 5u + tid % 4u] = ta_0;
+            arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
+            arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
+            workgroupBarrier(); // staged rows are visible
+            for (var d = 0u; d < 4u; d++) {
+              let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
+              let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
+              let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
+              let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
+              let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
+              let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
+              let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
+              let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
+              let a_0 = arena[160u + (r + 0u) * 5u + d];
+              t_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, t_0_0);
+              t_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, t_0_0);
+              t_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, t_0_0);
+              t_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, t_0_0);
+              let a_1 = arena[160u + (r + 8u) * 5u + d];
+              t_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, t_1_0);
+              t_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, t_1_0);
+              t_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, t_1_0);
+              t_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, t_1_0);
+            }
+          }
+          var dvx_0: vec4<f32>;
+          var dvx_1: vec4<f32>;
+          dvx_0 = ld_dOut(q0 + 0u + tid / 8u, tid % 8u);
+          dvx_1 = ld_dOut(q0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
+          let raw_0_0 = s_0_0 * P.scale;
+          s_0_0 = exp2(mod4(s_0_0 * P.scale, qc_0, i32(k0 + r + 0u)) * 1.4426950408889634 - lse_0);
+          let raw_1_0 = s_1_0 * P.scale;
+          s_1_0 = exp2(mod4(s_1_0 * P.scale, qc_0, i32(k0 + r + 8u)) * 1.4426950408889634 - lse_0);
+          if (partial) {
+            s_0_0 = select(vec4<f32>(0.0), s_0_0, (inside4(qc_0, i32(k0 + r + 0u)) & mask4(qc_0, i32(k0 + r + 0u))));
+            s_1_0 = select(vec4<f32>(0.0), s_1_0, (inside4(qc_0, i32(k0 + r + 8u)) & mask4(qc_0, i32(k0 + r + 8u))));
+          } else if (q0 + 32u > lenQ) {
+            s_0_0 = select(vec4<f32>(0.0), s_0_0, inside4(qc_0, i32(k0 + r + 0u)));
+            s_1_0 = select(vec4<f32>(0.0), s_1_0, inside4(qc_0, i32(k0 + r + 8u)));
+          }
+          {
+            let z = vec4<f32>(tw_drop1(qc_0 + 0, i32(k0 + r + 0u), i32(bh)), tw_drop1(qc_0 + 1, i32(k0 + r + 0u), i32(bh)), tw_drop1(qc_0 + 2, i32(k0 + r + 0u), i32(bh)), tw_drop1(qc_0 + 3, i32(k0 + r + 0u), i32(bh)));
+            t_0_0 = select(vec4<f32>(0.0), s_0_0 * (t_0_0 * z - delta_0) * slope4(raw_0_0, qc_0, i32(k0 + r + 0u)), s_0_0 != vec4<f32>(0.0));
+            s_0_0 *= z;
+          }
+          {
+            let z = vec4<f32>(tw_drop1(qc_0 + 0, i32(k0 + r + 8u), i32(bh)), tw_drop1(qc_0 + 1, i32(k0 + r + 8u), i32(bh)), tw_drop1(qc_0 + 2, i32(k0 + r + 8u), i32(bh)), tw_drop1(qc_0 + 3, i32(k0 + r + 8u), i32(bh)));
+            t_1_0 = select(vec4<f32>(0.0), s_1_0 * (t_1_0 * z - delta_0) * slope4(raw_1_0, qc_0, i32(k0 + r + 8u)), s_1_0 != vec4<f32>(0.0));
+            s_1_0 *= z;
+          }
+          for (var start = 0u; start < 32u; start += 16u) {
+            workgroupBarrier(); // the place's last readers are done
+            if (start == 0u) {
+              arena[0u + (r + 0u) * 9u + c] = s_0_0;
+              arena[0u + (r + 8u) * 9u + c] = s_1_0;
+            }
+            arena[144u + tid] = dvx_0;
+            arena[144u + (tid + 64u)] = dvx_1;
+            workgroupBarrier(); // P and the staged rows are visible
+            if (start + 16u < 32u) {
+              dvx_0 = ld_dOut(q0 + (start + 16u) + tid / 8u, tid % 8u);
+              dvx_1 = ld_dOut(q0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
+            }
+            for (var j = 0u; j < 4u; j++) {
+              let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
+              let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
+              let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
+              dv_0_0 = fma(vec4<f32>(p_0.x), x_0_0, dv_0_0);
+              dv_1_0 = fma(vec4<f32>(p_1.x), x_0_0, dv_1_0);
+              let x_1_0 = arena[144u + (j * 4u + 1u) * 8u + c + 0u];
+              dv_0_0 = fma(vec4<f32>(p_0.y), x_1_0, dv_0_0);
+              dv_1_0 = fma(vec4<f32>(p_1.y), x_1_0, dv_1_0);
+              let x_2_0 = arena[144u + (j * 4u + 2u) * 8u + c + 0u];
+              dv_0_0 = fma(vec4<f32>(p_0.z), x_2_0, dv_0_0);
+              dv_1_0 = fma(vec4<f32>(p_1.z), x_2_0, dv_1_0);
+              let x_3_0 = arena[144u + (j * 4u + 3u) * 8u + c + 0u];
+              dv_0_0 = fma(vec4<f32>(p_0.w), x_3_0, dv_0_0);
+              dv_1_0 = fma(vec4<f32>(p_1.w), x_3_0, dv_1_0);
+            }
+          }
+          var dkx_0: vec4<f32>;
+          var dkx_1: vec4<f32>;
+          dkx_0 = ld_q(q0 + 0u + tid / 8u, tid % 8u);
+          dkx_1 = ld_q(q0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
+          for (var start = 0u; start < 32u; start += 16u) {
+            workgroupBarrier(); // the place's last readers are done
+            if (start == 0u) {
+              arena[0u + (r + 0u) * 9u + c] = t_0_0;
+              arena[0u + (r + 8u) * 9u + c] = t_1_0;
+            }
+            arena[144u + tid] = dkx_0;
+            arena[144u + (tid + 64u)] = dkx_1;
+            workgroupBarrier(); // P and the staged rows are visible
+            if (start + 16u < 32u) {
+              dkx_0 = ld_q(q0 + (start + 16u) + tid / 8u, tid % 8u);
+              dkx_1 = ld_q(q0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
+            }
+            for (var j = 0u; j < 4u; j++) {
+              let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
+              let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
+              let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
+              dk_0_0 = fma(vec4<f32>(p_0.x), x_0_0, dk_0_0);
+              dk_1_0 = fma(vec4<f32>(p_1.x), x_0_0, dk_1_0);
+              let x_1_0 = arena[144u + (j * 4u + 1u) * 8u + c + 0u];
+              dk_0_0 = fma(vec4<f32>(p_0.y), x_1_0, dk_0_0);
+              dk_1_0 = fma(vec4<f32>(p_1.y), x_1_0, dk_1_0);
+              let x_2_0 = arena[144u + (j * 4u + 2u) * 8u + c + 0u];
+              dk_0_0 = fma(vec4<f32>(p_0.z), x_2_0, dk_0_0);
+              dk_1_0 = fma(vec4<f32>(p_1.z), x_2_0, dk_1_0);
+              let x_3_0 = arena[144u + (j * 4u + 3u) * 8u + c + 0u];
+              dk_0_0 = fma(vec4<f32>(p_0.w), x_3_0, dk_0_0);
+              dk_1_0 = fma(vec4<f32>(p_1.w), x_3_0, dk_1_0);
+            }
+          }
+        }
+      }
+    }
+  }
+  st_dk(k0 + r + 0u, c + 0u, dk_0_0 * P.scale);
+  st_dk(k0 + r + 8u, c + 0u, dk_1_0 * P.scale);
+  st_dv(k0 + r + 0u, c + 0u, dv_0_0);
+  st_dv(k0 + r + 8u, c + 0u, dv_1_0);
+}

@@ -1,0 +1,95 @@
+/** The emitted WGSL without a device: golden text of a few plans (`UPDATE_GOLDEN=1` rewrites it) and what tiles ask of a device. */
+import assert from 'node:assert/strict';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import test from 'node:test';
+import { instantiate, type Spec } from '../../src/conformance/spec.ts';
+import { tensor } from '../../src/core/tensor.ts';
+import { KERNELS } from '../../src/engines/webgpu/kernels/index.ts';
+import { alibi, and, causal, compose, slidingWindow, softcap } from '../../src/mods/library.ts';
+import { FLOOR, H200, SOFTWARE } from './devices.ts';
+
+const FOLDER = join('test', 'golden', 'webgpu');
+
+const slopes = tensor(Float32Array.of(0.5, 0.25), [2]);
+const GOLDEN: Readonly<Record<string, Spec>> = {
+  plain: { Sq: 64, D: 16, noGrads: true },
+  rich: {
+    Sq: 64,
+    Hkv: 1,
+    D: 16,
+    dtype: 'f16',
+    mask: () => and(causal(), slidingWindow(20)),
+    mod: () => compose(softcap(20), alibi(slopes)),
+    dropout: { p: 0.1, seed: [1, 2], offset: 3 },
+    sink: true,
+  },
+  one: { Sq: 1, Sk: 300, Hq: 4, Hkv: 2, D: 16, noGrads: true },
+};
+
+for (const [name, spec] of Object.entries(GOLDEN)) {
+  const { problem } = instantiate(name, spec);
+  for (const kernel of KERNELS)
+    test(`golden WGSL: ${name}, ${kernel.name}`, (t) => {
+      const refusal = kernel.refuse(problem, SOFTWARE);
+      if (refusal !== null) return t.skip(refusal);
+      if (kernel.pass === 'backward' && problem.grads === null) return t.skip('no gradients asked');
+      mkdirSync(FOLDER, { recursive: true });
+      const [config] = kernel.configs(problem, SOFTWARE);
+      for (const listing of kernel.emit(problem, config, SOFTWARE)) {
+        const file = join(FOLDER, `${name}.${kernel.name}.${listing.name}.wgsl`);
+        if (process.env.UPDATE_GOLDEN === '1') writeFileSync(file, listing.text);
+        assert.ok(existsSync(file), `${file} is missing: run with UPDATE_GOLDEN=1`);
+        assert.equal(listing.text, readFileSync(file, 'utf8'), `${file} differs from what is emitted`);
+      }
+    });
+}
+
+/** Bytes of every `var<workgroup>` in a shader's text. */
+function workgroupMemory(code: string): number {
+  const sizes: Readonly<Record<string, number>> = {
+    'vec4<f32>': 16,
+    'vec4<i32>': 16,
+    f32: 4,
+    u32: 4,
+    'atomic<u32>': 4,
+  };
+  let bytes = 0;
+  for (const [, type] of code.matchAll(/var<workgroup> \w+: (.+);/g)) {
+    const array = /^array<(.+), (\d+)>$/.exec(type);
+    const size = sizes[array === null ? type : array[1]];
+    assert.ok(size !== undefined, `size of ${type}`);
+    bytes += size * Number(array?.[2] ?? 1);
+  }
+  return bytes;
+}
+
+test('every head size has a kernel on the smallest device, inside its limits', () => {
+  for (const caps of [FLOOR, H200])
+    for (const D of [1, 7, 40, 64, 96, 128, 160, 256])
+      for (const Sq of [1, 64]) {
+        const { problem } = instantiate('limits', { Sq, Sk: 64, D });
+        for (const pass of ['forward', 'backward'] as const) {
+          const able = KERNELS.filter((k) => k.pass === pass && k.refuse(problem, caps) === null);
+          assert.ok(able.length > 0, `${pass} D=${D}`);
+          for (const kernel of able)
+            for (const config of kernel.configs(problem, caps))
+              for (const { name, code, bindings } of kernel.shaders(problem, config, caps)) {
+                const used = workgroupMemory(code);
+                const what = `${name} D=${D} ${JSON.stringify(config)}`;
+                assert.ok(used <= caps.workgroupMemory, `${what}: ${used} bytes of workgroup memory`);
+                assert.ok(bindings.length <= caps.storageBuffers, `${what}: ${bindings.length} storage buffers`);
+                const threads = Number(/@workgroup_size\((\d+)\)/.exec(code)?.[1]);
+                assert.ok(threads <= caps.invocations, `${what}: ${threads} invocations`);
+              }
+        }
+      }
+});
+
+test('a subgroup kernel is refused where subgroups are too small or missing', () => {
+  const { problem } = instantiate('subgroups', { Sq: 64 });
+  const kernel = KERNELS.find((k) => k.name === 'forward-subgroup');
+  assert.match(kernel?.refuse(problem, FLOOR) ?? '', /no subgroups/);
+  assert.match(kernel?.refuse(problem, { ...H200, subgroups: { min: 2, max: 128 } }) ?? '', /subgroups of 2/);
+  assert.equal(kernel?.refuse(problem, H200), null);
+});

@@ -1,0 +1,149 @@
+/** The engine on whatever adapter this machine has: memory, sharing, errors. Numbers are the conformance table's matter. */
+import assert from 'node:assert/strict';
+import test, { type TestContext } from 'node:test';
+import { instantiate } from '../../src/conformance/spec.ts';
+import { ArgumentError, DisposedError, MemoryError, TilewiseError } from '../../src/core/errors.ts';
+import { tensor, zeros } from '../../src/core/tensor.ts';
+import type { Operands } from '../../src/engine/contract.ts';
+import { open, probe, type WebGpuEngine, type WebGpuOptions } from '../../src/engines/webgpu/index.ts';
+import { choosePlan } from '../../src/plan/choose.ts';
+import type { Problem } from '../../src/problem/problem.ts';
+
+const found = await probe();
+const skip = found.available ? false : `no WebGPU here: ${found.reason}`;
+
+function check(
+  name: string,
+  run: (engine: WebGpuEngine, t: TestContext) => Promise<void>,
+  options: WebGpuOptions = {},
+) {
+  test(`webgpu: ${name}`, { skip }, async (t) => {
+    const engine = await open(options);
+    try {
+      await run(engine, t);
+    } finally {
+      await engine.close();
+    }
+  });
+}
+
+/** A small forward problem with its operands on the engine. */
+function small(engine: WebGpuEngine): { problem: Problem; operands: Operands } {
+  const { problem, inputs } = instantiate('engine', { Sq: 20, Sk: 24, D: 16, noGrads: true });
+  const operands = {
+    q: engine.upload(inputs.q),
+    k: engine.upload(inputs.k),
+    v: engine.upload(inputs.v),
+    out: engine.upload(zeros('f32', [1, 2, 20, 16])),
+    lse: engine.upload(zeros('f32', [1, 2, 20])),
+    sides: [],
+    sink: null,
+  };
+  return { problem, operands };
+}
+
+check('uploads, reads and frees every element type, odd sizes included', async (engine) => {
+  const tensors = [
+    tensor(Float32Array.of(1, 2, 3), [3]),
+    tensor(Uint16Array.of(1, 2, 3), [3, 1], 'f16'),
+    tensor(Uint16Array.of(7), [1], 'bf16'),
+    tensor(Int32Array.of(-1, 5), [2]),
+    tensor(Uint8Array.of(1, 0, 1, 1, 0), [5]),
+    tensor(new Float32Array(0), [0, 4]),
+  ];
+  const there = tensors.map((t) => engine.upload(t));
+  assert.ok(engine.bytesInUse >= 16 * tensors.length);
+  for (const [i, t] of there.entries()) assert.deepEqual((await t.read()).data, tensors[i].data);
+  for (const t of there) t.dispose();
+  assert.equal(engine.bytesInUse, 0);
+  assert.throws(() => engine.write(there[0], tensors[0]), DisposedError);
+});
+
+check('copies pieces, by words and by halves, within a tensor and between two', async (engine) => {
+  const source = engine.upload(
+    tensor(
+      Uint16Array.from({ length: 12 }, (_, i) => i + 1),
+      [12],
+      'f16',
+    ),
+  );
+  const target = engine.upload(zeros('f16', [12]));
+  engine.copy(source, target, { pairs: Int32Array.of(0, 4, 8, 0), length: 4 });
+  assert.deepEqual([...(await target.read()).data], [9, 10, 11, 12, 1, 2, 3, 4, 0, 0, 0, 0]);
+  engine.copy(source, target, { pairs: Int32Array.of(1, 9), length: 3 });
+  assert.deepEqual([...(await target.read()).data], [9, 10, 11, 12, 1, 2, 3, 4, 0, 2, 3, 4]);
+  engine.copy(target, target, { pairs: Int32Array.of(0, 5), length: 2 });
+  assert.deepEqual([...(await target.read()).data], [9, 10, 11, 12, 1, 9, 10, 4, 0, 2, 3, 4]);
+});
+
+check('shares buffers with the caller, and writes into an encoder of theirs', async (engine) => {
+  const { problem, operands } = small(engine);
+  const step = choosePlan(problem, [engine]).forward;
+  const program = await engine.prepare(problem, step);
+  await program.run(problem, operands);
+  const expected = (await operands.out.read()).data;
+
+  const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+  const theirs = engine.device.createBuffer({ size: 512 + 4 * 640, usage });
+  const out = engine.fromBuffer(theirs, 'f32', [1, 2, 20, 16], 512);
+  const encoder = engine.device.createCommandEncoder();
+  const release = program.encode(encoder, problem, { ...operands, out });
+  engine.device.queue.submit([encoder.finish()]);
+  release();
+  assert.deepEqual((await out.read()).data, expected);
+  out.dispose();
+  assert.throws(() => engine.fromBuffer(theirs, 'f32', [1, 2, 20, 16], 100), ArgumentError);
+  assert.throws(() => engine.fromBuffer(theirs, 'f32', [1000]), ArgumentError);
+  theirs.destroy();
+});
+
+check("a second engine on the first one's device leaves it running when it closes", async (engine) => {
+  const guest = await open({ device: engine.device });
+  const t = guest.upload(tensor(Float32Array.of(4), [1]));
+  assert.deepEqual([...(await t.read()).data], [4]);
+  await guest.close();
+  assert.throws(() => guest.allocate('f32', [1]), DisposedError);
+  const mine = engine.upload(tensor(Float32Array.of(5), [1]));
+  assert.deepEqual([...(await mine.read()).data], [5]);
+});
+
+check(
+  'what does not fit is refused with sizes, and nothing is kept',
+  async (engine) => {
+    assert.throws(
+      () => engine.allocate('f32', [2 ** 20]),
+      (e) => e instanceof MemoryError && e.requested === 2 ** 22 && e.available === 2 ** 20,
+    );
+    assert.equal(engine.bytesInUse, 0);
+  },
+  { memory: 2 ** 20 },
+);
+
+check('a lost device is an error of every later call', async (engine) => {
+  const { problem, operands } = small(engine);
+  const program = await engine.prepare(problem, choosePlan(problem, [engine]).forward);
+  engine.device.destroy();
+  await engine.device.lost;
+  await assert.rejects(program.run(problem, operands), TilewiseError);
+  await assert.rejects(engine.synchronize(), /device lost/);
+  assert.throws(() => engine.allocate('f32', [1]), /device lost/);
+  const again = await open();
+  await again.close();
+});
+
+check('an aborted call runs nothing', async (engine) => {
+  const { problem, operands } = small(engine);
+  const program = await engine.prepare(problem, choosePlan(problem, [engine]).forward);
+  const reason = new Error('enough');
+  await assert.rejects(program.run(problem, operands, { signal: AbortSignal.abort(reason) }), reason);
+});
+
+check('many calls hold no more memory than one', async (engine) => {
+  const { problem, operands } = small(engine);
+  const program = await engine.prepare(problem, choosePlan(problem, [engine]).forward);
+  await program.run(problem, operands);
+  const before = engine.bytesInUse;
+  for (let i = 0; i < 200; i++) await program.run(problem, operands);
+  await engine.synchronize();
+  assert.equal(engine.bytesInUse, before);
+});
