@@ -116,7 +116,7 @@ export function laneTarget(v: Vectors, at: Surroundings): Target<Value> {
   };
 
   const divide = byLane((x, y) => floorDivide(x, y));
-  const modulo = byLane((x, y) => i32.sub(x, i32.mul(floorDivide(x, y), y)));
+  const modulo = byLane((x, y) => select(i32.eqz(y), i32Const(0), i32.sub(x, i32.mul(floorDivide(x, y), y))));
   const ops: { readonly [K in OpName]: (...args: Value[]) => Value } = {
     add: both('f32', f32.add, f32x4.add),
     sub: both('f32', f32.sub, f32x4.sub),
