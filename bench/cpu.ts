@@ -4,10 +4,11 @@
  *     npm ci --prefix bench/peers
  *     node bench/cpu.ts [--quick] [--no-peers] [--out FILE] [forward web both passes sparse scaling small memory]
  *
- * Every group and number of threads has a process of its own; inside, everyone runs in turn.
+ * Every group and number of threads has a process of its own; inside, everyone runs in turn. Groups that are not named keep
+ * the rows that the file has.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { commit, machine } from '../src/cli/machine.ts';
@@ -69,8 +70,8 @@ for (const name of names) {
       }
     continue;
   }
-  // These compare one thread with two themselves, or are a matter of one thread.
-  const teams = name === 'scaling' ? [2] : name === 'web' || name === 'small' ? [1] : cores > 1 ? [1, 2] : [1];
+  // One group compares one thread with two itself; most others are a matter of one thread, as their peers have no more.
+  const teams = name === 'scaling' ? [2] : (name === 'forward' || name === 'passes') && cores > 1 ? [1, 2] : [1];
   for (const threads of teams) {
     console.error(`-- ${name}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`);
     rows.push(...(child<Row[]>('cpu', ['--child', name, '--threads', String(threads), ...pass]) ?? []));
@@ -78,20 +79,21 @@ for (const name of names) {
 }
 
 const peers = JSON.parse(readFileSync('bench/peers/package.json', 'utf8')) as { dependencies: Record<string, string> };
-const result: ResultFile = {
-  date: new Date().toISOString(),
-  commit: commit(),
-  machine: { cores, ...about, vectors: vectors() },
-  settings: { quick: flag('quick'), peers: flag('no-peers') ? {} : peers.dependencies },
-  rows,
-};
+const date = new Date().toISOString();
 const slug = `${about.cpu} ${cores} cores`
   .toLowerCase()
   .replace(/\((r|tm)\)/g, '')
   .replace(/[^a-z0-9]+/g, '-');
-const out =
-  value('out') ??
-  `bench/results/${slug}-${result.date.slice(0, 10)}-node${about.node.split('.')[0]}${flag('quick') ? '-quick' : ''}.json`;
+const suffix = `node${about.node.split('.')[0]}${flag('quick') ? '-quick' : ''}`;
+const out = value('out') ?? `bench/results/${slug}-${date.slice(0, 10)}-${suffix}.json`;
+const earlier = existsSync(out) ? (JSON.parse(readFileSync(out, 'utf8')) as ResultFile).rows : [];
+const result: ResultFile = {
+  date,
+  commit: commit(),
+  machine: { cores, ...about, vectors: vectors() },
+  settings: { quick: flag('quick'), peers: flag('no-peers') ? {} : peers.dependencies },
+  rows: [...earlier.filter((r) => !names.includes(r.group)), ...rows],
+};
 mkdirSync(dirname(out), { recursive: true });
 writeFileSync(out, `${JSON.stringify(result, null, 1)}\n`);
 console.error(`wrote ${out}`);

@@ -20,7 +20,7 @@ export type Group = (scope: Scope) => Promise<Row[]>;
 
 const MODES: readonly Mode[] = ['portable', 'wide', 'native'];
 /** Seconds a case, all entrants together; the largest cases take longer. */
-const SECONDS = 5;
+const SECONDS = 4;
 
 const ours = async (threads: number): Promise<Contender[]> =>
   (await Promise.all(MODES.map((mode) => tilewise(mode, threads)))).filter((c) => c !== null);
@@ -176,7 +176,7 @@ const sparse: Group = async ({ threads, quick }) => {
         lse.dispose();
       },
     }));
-    const times = await interleave(entrants, quick ? 1 : 15);
+    const times = await interleave(entrants, quick ? 1 : 12);
     const full = times.get('full')?.median ?? 1;
     const measured = settings.map(({ who, density }) => {
       const t = times.get(who) as { median: number; best: number; runs: number };
@@ -233,7 +233,7 @@ const scaling: Group = async ({ threads, quick }) => {
           };
           return { who: String(team[i]), once };
         });
-        const times = await interleave(entrants, quick ? 0.5 : 2 * SECONDS);
+        const times = await interleave(entrants, quick ? 0.5 : SECONDS);
         const pairs = H * N * (causal ? (N + 1) / 2 : N);
         const measured = team.map((n) => {
           const t = times.get(String(n)) as { median: number; best: number; runs: number };
