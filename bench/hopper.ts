@@ -145,6 +145,13 @@ async function errors(
   return [Math.sqrt(difference / norm), worst];
 }
 
+/** The first configuration of a portable kernel, and all of a Hopper one; with the word `variants`, its switches both ways. */
+function configsOf(kernel: CudaKernel, problem: Problem): readonly Config[] {
+  const all = kernel.configs(problem, engine.caps);
+  if (kernel === (forwardMma as CudaKernel)) return all.slice(0, 1);
+  return words.includes('variants') ? all.flatMap((c) => [c, { ...c, ordered: c.ordered !== true }]) : all;
+}
+
 const nameOf = (config: Config): string => Object.values(config).join('/');
 const engine = await open({ cache: process.env.TILEWISE_CACHE });
 const rows: unknown[] = [];
@@ -188,7 +195,7 @@ async function time(): Promise<void> {
         const made = operandsOf(engine, problem);
         const variants: { kernel: CudaKernel; config: Config }[] = [];
         for (const kernel of [forwardWgmma, forwardMma] as CudaKernel[])
-          for (const config of kernel.configs(problem, engine.caps).slice(0, kernel.name === 'forward_mma' ? 1 : 9))
+          for (const config of configsOf(kernel, problem))
             if (only === undefined || kernel.name === 'forward_mma' || only.some((o) => nameOf(config).startsWith(o)))
               variants.push({ kernel, config });
         const programs = variants.map(({ kernel, config }) => new CudaProgram(engine, kernel, '', config, problem));

@@ -16,6 +16,7 @@ export class Tables {
   private readonly pool: Pool;
   private readonly transfers: Transfers;
   private readonly runTables = new WeakMap<BlockRuns, RunTable>();
+  private readonly owned = new WeakMap<object, Int32Array>();
   private readonly arrays = new WeakMap<Int32Array, number>();
   private readonly finished: FinalizationRegistry<number>;
 
@@ -40,6 +41,16 @@ export class Tables {
 
   pages(problem: Problem): number {
     return problem.kv.kind === 'paged' ? this.array(problem.kv.table) : 0;
+  }
+
+  /** Words that are zero at first, for as long as `owner` lives; each use leaves them zero. */
+  counters(owner: object): number {
+    let words = this.owned.get(owner);
+    if (words === undefined) {
+      words = new Int32Array(4);
+      this.owned.set(owner, words);
+    }
+    return this.array(words);
   }
 
   /** The device copy of an array that does not change any more. */

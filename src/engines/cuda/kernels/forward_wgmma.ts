@@ -30,6 +30,8 @@ export interface HopperForwardConfig extends Readonly<Record<string, number | st
   readonly blockK: number;
   /** Buffers for keys, and as many for values. */
   readonly stages: number;
+  /** Whether a step's softmax is finished before its second product is waited for, or the compiler may choose. */
+  readonly ordered: boolean;
 }
 
 /** Registers of a thread after the warpgroups have shared out the multiprocessor's 65536, by number of computing ones. */
@@ -42,16 +44,22 @@ const REGISTERS: Readonly<Record<number, { load: number; compute: number }>> = {
 /** Bytes of K and V that a section of heads may have, so that they stay in the L2 cache while the section is worked on. */
 const SECTION_BYTES = 32 * 2 ** 20;
 
-/** Tiles by head size; of those that fit the registers, the fastest on an H200 first. */
-function candidates(spec: Spec): HopperForwardConfig[] {
+/** A configuration with its rate, relative to the others of its head size, on long sequences of an H200. */
+type Rated = readonly [config: HopperForwardConfig, rate: number];
+
+/** Tiles by head size, the fastest of those tried that fit the registers. */
+function candidates(spec: Spec): Rated[] {
   const widest = Math.max(spec.padD, spec.padDv);
-  const tiles = (...all: readonly (readonly [groups: number, blockK: number])[]): HopperForwardConfig[] =>
-    all.map(([groups, blockK]) => ({ groups, blockK, stages: 2 }));
-  const edges = spec.mask !== null || spec.mod !== null || !spec.dense;
-  if (spec.dropout) return widest <= 64 ? tiles([2, 160]) : widest <= 128 ? tiles([2, 128]) : tiles([2, 64]);
-  if (widest <= 64) return edges ? tiles([2, 128], [3, 112], [2, 192]) : tiles([3, 128], [2, 192], [2, 128]);
-  if (widest <= 128) return edges ? tiles([2, 128], [2, 176]) : tiles([2, 176], [2, 128]);
-  return widest <= 192 ? tiles([2, 96]) : tiles([2, 80], [2, 64]);
+  const masked = spec.mask !== null || !spec.dense;
+  const tile = (groups: number, blockK: number, rate: number, ordered: boolean): Rated => [
+    { groups, blockK, stages: 2, ordered },
+    rate,
+  ];
+  if (spec.dropout)
+    return [widest <= 64 ? tile(2, 128, 1, false) : widest <= 128 ? tile(2, 112, 1, false) : tile(2, 64, 1, false)];
+  if (widest <= 64) return [tile(3, 96, 1, masked), tile(2, 128, 0.91, true)];
+  if (widest <= 128) return [tile(2, 128, 1, masked), tile(2, 176, masked ? 1.01 : 1.03, false)];
+  return widest <= 192 ? [tile(2, 96, 1, true)] : [tile(2, 80, 1.025, true), tile(2, 64, 1, true)];
 }
 
 /** The spec with head sizes rounded up to whole panels, which is what the copy engine fills. */
@@ -74,7 +82,7 @@ export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
     }
     return null;
   },
-  configs: (problem) => candidates(panelSpec(problem)),
+  configs: (problem) => candidates(panelSpec(problem)).map(([config]) => config),
   cost: (problem, config, caps) => costOf(problem, config, caps),
   kernels: (problem, config) => [emitForwardWgmma(problem, config)],
   emit: (problem, config) => [emitForwardWgmma(problem, config)].map(({ name, text }) => ({ name, text })),
@@ -84,16 +92,20 @@ export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
 /** What these instructions sustain, by what mma.sync does (`caps.flops`). */
 const RATE = 1.8;
 
-function costOf(problem: Problem, { groups, blockK }: HopperForwardConfig, caps: CudaCaps): Cost {
-  const { B, Hq, Sq } = problem;
+function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): Cost {
+  const { B, Hq, Sq, Sk } = problem;
+  const { groups, blockK } = config;
   const blockQ = groups * 64;
   const flops = flopsOf(problem, 'forward');
   const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
+  const rate = candidates(panelSpec(problem)).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
   const blocks = ceilDiv(Sq, blockQ);
-  // Rows of padding are worked on too, and multiprocessors without a tile do nothing.
-  const padded = (blocks * blockQ) / Math.max(Sq, 1);
+  // Rows of padding are worked on too, masks end inside of blocks, and multiprocessors without a tile do nothing.
+  const padded = (alignTo(Sq, blockQ) * alignTo(Sk, blockK)) / Math.max(Sq * Sk, 1);
+  const ragged = problem.mask === null ? 1 : 1 + (blockQ + blockK) / Math.max(Sk, 1);
   const busy = Math.min(1, (B * Hq * blocks) / caps.multiprocessors);
-  const seconds = Math.max((flops * padded) / (caps.flops * RATE * busy), bytes / caps.bandwidth);
+  const work = (flops * padded * ragged) / rate;
+  const seconds = Math.max(work / (caps.flops * RATE * Math.max(busy, 1e-9)), bytes / caps.bandwidth);
   return { flops, bytes, workspace: 0, seconds };
 }
 
@@ -155,7 +167,7 @@ function launch({
   const { rowStart, runs: triples, reverse } = tables.runs(runs);
   fill(forward, {
     problem,
-    addresses: { ...addresses, rowStart, runs: triples },
+    addresses: { ...addresses, rowStart, runs: triples, counter: tables.counters(forward) },
     runs,
     numbers: { reverse: Number(reverse) },
   });

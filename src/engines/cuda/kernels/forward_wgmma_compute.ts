@@ -5,17 +5,17 @@
  * one's softmax also overlaps the others' products.
  */
 import { LOG2E } from '../../../core/math.ts';
-import type { Assembler } from '../ptx/assembler.ts';
+import type { Assembler, Label } from '../ptx/assembler.ts';
 import { arrive, arriveNamed, BARRIER_BYTES, cursorOf, syncNamed, waitParity } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
 import { advance, descriptor, PANEL_BYTES, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../ptx/wgmma.ts';
 import { dropoutOf } from './dropout.ts';
-import { finishRow, sinkLogit } from './forward_mma.ts';
+import { finishRow } from './forward_mma.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
 import { slot } from './forward_wgmma_load.ts';
 import { rescue } from './forward_wgmma_rescue.ts';
-import { BLOCK, FOUND_BYTES, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
+import { BLOCK, FIRST, FOUND_BYTES, LAST, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
 import { storeWide } from './forward_wgmma_store.ts';
 import { lanesOf, packPair, type Tile } from './fragments.ts';
 import { strided } from './loader.ts';
@@ -37,7 +37,7 @@ export interface ComputeInputs {
 export function emitCompute(
   asm: Assembler,
   spec: Spec,
-  { groups, blockK, stages }: HopperForwardConfig,
+  { groups, blockK, stages, ordered }: HopperForwardConfig,
   shared: SharedLayout,
   inputs: ComputeInputs,
 ): void {
@@ -46,6 +46,7 @@ export function emitCompute(
   const blockQ = groups * 64;
   const sides = takeSides(asm, spec.sides.length);
   const o = take(asm, 'out', 'outB', 'outH', 'outS', 'lse', 'lseB', 'lseH', 'lseS');
+  const sink = spec.sink ? take(asm, 'sink').sink : null;
   const values = shared.scans ? take(asm, 'v', 'vB', 'vH', 'vS') : null;
   const group = asm.op('sub.s32', asm.op('shr.u32', inputs.thread, 7), 1);
   const lanes = lanesOf(asm, inputs.thread);
@@ -58,7 +59,7 @@ export function emitCompute(
   const descQ = descriptor(asm, asm.op('mad.lo.s32', group, rowBytes, q.data));
   const descK = descriptor(asm, k.data);
   const descV = descriptor(asm, v.data, blockK * PANEL_BYTES);
-  const [atQ, atK, atV] = [cursorOf(asm, 1, 0), cursorOf(asm, stages, 0), cursorOf(asm, stages, 0)];
+  const [atQ, atK, atV] = [cursorOf(asm, q.buffers, 0), cursorOf(asm, stages, 0), cursorOf(asm, stages, 0)];
 
   const s = asm.regs('f32', blockK / 2);
   const p = asm.regs('b32', blockK / 4);
@@ -87,50 +88,58 @@ export function emitCompute(
     asm.place(lastGroup);
   }
 
-  const nextTile = asm.label('tile');
-  const finished = asm.label('finished');
-  asm.place(nextTile);
-  asm.stage('a tile of queries');
-  waitParity(asm, q.full, atQ.parity);
-  const note = (offset: number): Reg<'b32'> => asm.load('shared', 'b32', q.note, offset);
-  const q0 = note(TILE.q0);
-  asm.branch(finished, asm.op('setp.lt.s32', q0, 0), { uniform: true });
-  const [h, b, keys] = [TILE.h, TILE.b, TILE.keys].map(note);
-  const [lenQ, lenK, qStart, kStart] = [TILE.lenQ, TILE.lenK, TILE.qStart, TILE.kStart].map(note);
-  const place: Place = { b, lenQ, lenK, qStart, kStart, sides };
-  const qPositions = rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, 1);
-  for (const r of acc) asm.set(r, 'mov.f32', 0);
-  for (const r of best) asm.set(r, 'mov.f32', Number.NEGATIVE_INFINITY);
-  for (const r of sum) asm.set(r, 'mov.f32', 0);
+  /** The block being scored, and its tile. */
+  const [kv0, edge, ends, tile] = asm.regs('b32', 4);
+  const [h, b, lenQ, lenK] = asm.regs('b32', 4);
+  const qPositions = asm.regs('b32', 2);
+  /** The block whose probabilities are in `p`, and its tile's note. */
+  const held = { kv0: asm.reg('b32'), edge: asm.reg('b32'), tile: asm.reg('b32') };
+  const zero = asm.constant('b32', 0);
+  const place: Place = { b, lenQ, lenK, qStart: zero, kStart: zero, sides };
   const toLog2 = spec.folded ? inputs.scaleLog2 : asm.constant('f32', LOG2E);
-  const dropout = spec.dropout ? dropoutOf(asm, asm.op('mad.lo.s32', b, inputs.Hq, h)) : null;
+  const bh = asm.reg('b32');
+  const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
+  const readNote = (to: Reg<'b32'>, note: Reg<'b32'>, offset: number): void =>
+    asm.emit('ld.shared.b32', to.name, asm.address('shared', note, offset));
+  const rowsOf = (q0: Reg<'b32'>): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, 1);
 
-  /** The block being scored. */
-  const kv0 = asm.reg('b32');
-  const edge = asm.reg('b32');
-  const last = asm.reg('b32');
-  /** The block whose probabilities are in `p`. */
-  const heldKv0 = asm.reg('b32');
-  const heldEdge = asm.reg('b32');
-
-  const waitForK = (): void => {
+  const waitForK = (stopped: Label): void => {
     waitParity(asm, slot(asm, k.full, atK, BARRIER_BYTES), atK.parity);
     const at = slot(asm, k.note, atK, BLOCK.bytes);
+    const list = [kv0, edge, ends, tile].map((r) => r.name).join(', ');
+    asm.emit('ld.shared.v4.b32', `{${list}}`, asm.address('shared', at));
+    asm.branch(stopped, asm.op('setp.lt.s32', kv0, 0), { uniform: true });
+  };
+  const isFirst = asm.reg('pred');
+  const isLast = asm.reg('pred');
+  const openTile = (): void => {
+    asm.set(isFirst, 'setp.ne.s32', asm.op('and.b32', ends, FIRST), 0);
+    asm.set(isLast, 'setp.ne.s32', asm.op('and.b32', ends, LAST), 0);
+    const known = asm.label('known');
+    asm.branch(known, isFirst, { negate: true, uniform: true });
+    waitParity(asm, slot(asm, q.full, atQ, BARRIER_BYTES), atQ.parity);
     for (const [to, offset] of [
-      [kv0, BLOCK.kv0],
-      [edge, BLOCK.edge],
-      [last, BLOCK.last],
+      [h, TILE.h],
+      [b, TILE.b],
+      [lenQ, TILE.lenQ],
+      [lenK, TILE.lenK],
     ] as const)
-      asm.emit('ld.shared.b32', to.name, asm.address('shared', at, offset));
+      readNote(to, tile, offset);
+    rowsOf(asm.load('shared', 'b32', tile, TILE.q0)).forEach((row, r) => {
+      asm.set(qPositions[r], 'mov.b32', row);
+    });
+    if (dropout !== null) asm.set(bh, 'mad.lo.s32', b, inputs.Hq, h);
+    asm.place(known);
   };
   const stageOf = (desc: Reg<'b64'>, stage: Reg<'b32'>, bytes: number): Reg<'b64'> =>
     asm.op('add.s64', desc, asm.op('mul.wide.u32', stage, bytes >> 4));
   const queueScores = (): void => {
     const right = stageOf(descK, atK.stage, k.bytes);
+    const rows = q.buffers === 1 ? descQ : stageOf(descQ, atQ.stage, q.bytes);
     wgmmaFence(asm);
     for (let i = 0; i < Math.ceil(spec.D / 16); i++) {
       const inside = (i % 4) * 32;
-      const left = advance(asm, descQ, (i >> 2) * blockQ * PANEL_BYTES + inside);
+      const left = advance(asm, rows, (i >> 2) * blockQ * PANEL_BYTES + inside);
       const own = advance(asm, right, (i >> 2) * blockK * PANEL_BYTES + inside);
       wgmma(asm, s, left, own, { type: storage, accumulate: i === 0 ? no : yes });
     }
@@ -154,12 +163,17 @@ export function emitCompute(
       return;
     }
     const scanned = slot(asm, shared.scanned, atV, BARRIER_BYTES);
-    const isEdge = asm.op('setp.ne.s32', heldEdge, 0);
+    const isEdge = asm.op('setp.ne.s32', held.edge, 0);
     waitParity(asm, asm.op('selp.b32', scanned, full, isEdge), atV.parity);
   };
   const releaseK = (): void => {
     release(slot(asm, k.empty, atK, BARRIER_BYTES));
     atK.advance();
+    const more = asm.label('more');
+    asm.branch(more, isLast, { negate: true, uniform: true });
+    release(slot(asm, q.empty, atQ, BARRIER_BYTES));
+    atQ.advance();
+    asm.place(more);
   };
   const releaseV = (): void => {
     release(slot(asm, v.empty, atV, BARRIER_BYTES));
@@ -248,104 +262,158 @@ export function emitCompute(
         asm.set(p[2 * n + r], 'mov.b32', packed);
       }
     });
-    asm.set(heldKv0, 'mov.b32', kv0);
-    asm.set(heldEdge, 'mov.b32', edge);
+    asm.set(held.kv0, 'mov.b32', kv0);
+    asm.set(held.edge, 'mov.b32', edge);
+    asm.set(held.tile, 'mov.b32', tile);
   };
   /** After the product of `p` and V: values the scanners took out of V go where they belong. */
   const addFound = (): void => {
     if (values === null) return;
     const none = asm.label('none');
-    asm.branch(none, asm.op('setp.eq.s32', heldEdge, 0), { uniform: true });
+    asm.branch(none, asm.op('setp.eq.s32', held.edge, 0), { uniform: true });
     const at = slot(asm, shared.found, atV, FOUND_BYTES);
     const words = Array.from({ length: SCANNERS }, (_, i) => asm.load('shared', 'b32', at, 4 * i));
     const any = words.reduce((x, y) => asm.op('or.b32', x, y));
     asm.branch(none, asm.op('setp.eq.s32', any, 0), { uniform: true });
-    const hkv = spec.group === 1 ? h : asm.op('div.u32', h, spec.group);
+    const note = (offset: number): Reg<'b32'> => asm.load('shared', 'b32', held.tile, offset);
+    const own: Place = {
+      b: note(TILE.b),
+      lenQ: note(TILE.lenQ),
+      lenK: note(TILE.lenK),
+      qStart: note(TILE.qStart),
+      kStart: note(TILE.kStart),
+      sides,
+    };
+    const head = note(TILE.h);
+    const hkv = spec.group === 1 ? head : asm.op('div.u32', head, spec.group);
     const strides = { b: values.vB, h: values.vH, s: values.vS };
-    const base = baseOf(asm, values.v, strides, { b, h: hkv, start: kStart }, spec.size);
-    const source = strided(asm, base, asm.op('mul.lo.s64', values.vS, spec.size));
-    const acc16 = tilesOf(acc);
-    rescue(asm, spec, { place, acc: acc16, qPositions, kv0: heldKv0, h, source, rows: blockK, t: lanes.t });
+    const base = baseOf(asm, values.v, strides, { b: own.b, h: hkv, start: own.kStart }, spec.size);
+    rescue(asm, spec, {
+      place: own,
+      acc: tilesOf(acc),
+      qPositions: rowsOf(note(TILE.q0)),
+      kv0: held.kv0,
+      h: head,
+      source: strided(asm, base, asm.op('mul.lo.s64', values.vS, spec.size)),
+      rows: blockK,
+      t: lanes.t,
+    });
     asm.place(none);
   };
+  /** Normalises and stores the tile in `acc`. */
+  const finish = (top: readonly Reg<'f32'>[], total: readonly Reg<'f32'>[]): void => {
+    asm.stage('join the sums of a row, add the sink, normalise');
+    const note = (offset: number): Reg<'b32'> => asm.load('shared', 'b32', held.tile, offset);
+    const [head, batch, length, start] = [TILE.h, TILE.b, TILE.lenQ, TILE.qStart].map(note);
+    const rows = rowsOf(note(TILE.q0));
+    const logit = sink === null ? null : sinkOf(asm, sink, head);
+    const lse: Reg<'f32'>[] = [];
+    for (const r of [0, 1]) {
+      let all = total[r];
+      for (const lane of [1, 2]) all = asm.op('add.f32', all, shuffleXor(asm, all, lane));
+      const { scale, value } = finishRow(asm, top[r], all, logit);
+      const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
+      acc.forEach((x, i) => {
+        if (((i >> 1) & 1) === r) asm.set(x, 'mul.f32', x, factor);
+      });
+      lse.push(value);
+    }
+    asm.stage('store out and lse');
+    const own: Place = { b: batch, lenQ: length, lenK: zero, qStart: start, kStart: zero, sides };
+    storeWide(asm, spec, {
+      tiles: [tilesOf(acc)],
+      rows,
+      limit: length,
+      target: queryRows(asm, spec, own, head, o.out, { b: o.outB, h: o.outH, s: o.outS }),
+      columns: spec.Dv,
+      grain: spec.grains.out,
+      t: lanes.t,
+    });
+    const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b: batch, h: head, start }, 4);
+    const lseStep = asm.op('mul.lo.s64', o.lseS, 4);
+    const firstColumn = asm.op('setp.eq.s32', lanes.t, 0);
+    rows.forEach((row, r) => {
+      const inside = asm.op('and.pred', firstColumn, asm.op('setp.lt.s32', row, length));
+      const at = asm.op('add.s64', lseAt, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', row), lseStep));
+      asm.when(inside, () => asm.store('global', 'f32', at, lse[r]));
+    });
+  };
+  /** Old maxima and sums go to the tile they belong to; a new tile starts with none. */
+  const [heldBest, heldSum] = [asm.regs('f32', 2), asm.regs('f32', 2)];
+  const startRows = (): void => {
+    for (const r of [0, 1]) {
+      asm.set(heldBest[r], 'mov.f32', best[r]);
+      asm.set(heldSum[r], 'mov.f32', sum[r]);
+      asm.set(best[r], 'mov.f32', Number.NEGATIVE_INFINITY);
+      asm.set(sum[r], 'mov.f32', 0);
+    }
+  };
+  const clear = (): void => {
+    for (const x of acc) asm.set(x, 'mov.f32', 0);
+  };
 
-  const epilogue = asm.label('epilogue');
   const loop = asm.label('loopKV');
   const drain = asm.label('drain');
-  asm.branch(epilogue, asm.op('setp.eq.s32', keys, 0), { uniform: true });
-
-  asm.stage('first block: scores and probabilities');
-  waitForK();
+  const finished = asm.label('finished');
+  asm.stage('first block of all: scores and probabilities');
+  waitForK(finished);
+  openTile();
   queueScores();
+  startRows();
+  clear();
   wgmmaWait(asm, 0);
   releaseK();
   hold(softmax());
 
   asm.place(loop);
-  asm.branch(drain, asm.op('setp.ne.s32', last, 0), { uniform: true });
-  waitForK();
+  waitForK(drain);
+  openTile();
   takeTurn();
   asm.stage('queue S = Q K^T of this block');
   queueScores();
   waitForV();
-  asm.stage('queue O += P V of the block before');
+  asm.stage('queue O += P V of the block before, which may end a tile');
   queueOutput();
   passTurn();
   wgmmaWait(asm, 1);
   releaseK();
+  const sameTile = asm.label('sameTile');
+  asm.branch(sameTile, isFirst, { negate: true, uniform: true });
+  startRows();
+  asm.place(sameTile);
   const probabilities = softmax();
+  if (ordered) {
+    // Sums of powers are never negative; that this depends on them keeps the compiler from moving them past the wait.
+    for (const total of sum) asm.when(asm.op('setp.lt.f32', total, 0), () => asm.emit('trap'));
+  }
   wgmmaWait(asm, 0);
   addFound();
   releaseV();
+  const goOn = asm.label('goOn');
+  const scaled = asm.label('scaled');
+  asm.branch(goOn, isFirst, { negate: true, uniform: true });
+  finish(heldBest, heldSum);
+  clear();
+  asm.branch(scaled);
+  asm.place(goOn);
   rescale();
+  asm.place(scaled);
   hold(probabilities);
   asm.branch(loop);
 
   asm.place(drain);
-  release(q.empty);
-  asm.stage('O += P V of the last block');
+  asm.stage('O += P V of the last block of all');
   waitForV();
   queueOutput();
   wgmmaWait(asm, 0);
   addFound();
   releaseV();
-  const done = asm.label('done');
-  asm.branch(done);
-
-  asm.place(epilogue);
-  release(q.empty);
-  asm.place(done);
-  atQ.advance();
-  asm.stage('join the sums of a row, add the sink, normalise');
-  const logit = spec.sink ? sinkLogit(asm, h) : null;
-  const lse: Reg<'f32'>[] = [];
-  for (const r of [0, 1]) {
-    for (const lane of [1, 2]) asm.set(sum[r], 'add.f32', sum[r], shuffleXor(asm, sum[r], lane));
-    const { scale, value } = finishRow(asm, best[r], sum[r], logit);
-    const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
-    acc.forEach((x, i) => {
-      if (((i >> 1) & 1) === r) asm.set(x, 'mul.f32', x, factor);
-    });
-    lse.push(value);
-  }
-  asm.stage('store out and lse');
-  storeWide(asm, spec, {
-    tiles: [tilesOf(acc)],
-    rows: qPositions,
-    limit: lenQ,
-    target: queryRows(asm, spec, place, h, o.out, { b: o.outB, h: o.outH, s: o.outS }),
-    columns: spec.Dv,
-    grain: spec.grains.out,
-    t: lanes.t,
-  });
-  const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b, h, start: qStart }, 4);
-  const lseStep = asm.op('mul.lo.s64', o.lseS, 4);
-  const firstColumn = asm.op('setp.eq.s32', lanes.t, 0);
-  qPositions.forEach((row, r) => {
-    const inside = asm.op('and.pred', firstColumn, asm.op('setp.lt.s32', row, lenQ));
-    const at = asm.op('add.s64', lseAt, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', row), lseStep));
-    asm.when(inside, () => asm.store('global', 'f32', at, lse[r]));
-  });
-  asm.branch(nextTile);
+  finish(best, sum);
   asm.place(finished);
+}
+
+/** log2(e) times the sink of head h. */
+function sinkOf(asm: Assembler, sink: Reg<'b64'>, h: Reg<'b32'>): Reg<'f32'> {
+  const at = asm.op('add.s64', sink, asm.op('mul.wide.u32', h, 4));
+  return asm.op('mul.f32', asm.load('global', 'f32', at, 0, 'nc'), LOG2E);
 }

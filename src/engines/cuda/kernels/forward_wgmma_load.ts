@@ -18,7 +18,9 @@ import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
 import {
   BLOCK,
+  FIRST,
   FOUND_BYTES,
+  LAST,
   panels,
   type Ring,
   SCANNERS,
@@ -55,8 +57,9 @@ export function emitLoads(
   const sequences = spec.dense ? null : take(asm, 'sequences').sequences;
   const [tiles, blocks, section, heads] = ['tiles', 'blocks', 'section', 'heads'].map((n) => own(asm, n));
   const [bStepQ, bStepK] = ['bStepQ', 'bStepK'].map((n) => own(asm, n));
+  const counter = asm.parameter('counter', 'b64');
   const { q, k, v } = shared;
-  const [atQ, atK, atV] = [cursorOf(asm, 1, 1), cursorOf(asm, stages, 1), cursorOf(asm, stages, 1)];
+  const [atQ, atK, atV] = [cursorOf(asm, q.buffers, 1), cursorOf(asm, stages, 1), cursorOf(asm, stages, 1)];
 
   const copyRows = (
     ring: Ring,
@@ -74,13 +77,16 @@ export function emitLoads(
   };
 
   const grid = asm.special('nctaid.x');
-  const round = asm.constant('b32', 0);
   const tile = asm.special('ctaid.x');
+  const tileNumber = asm.constant('b32', 0);
   const nextTile = asm.label('tile');
   const stop = asm.label('stop');
   const advanceTile = asm.label('advance');
   asm.place(nextTile);
   asm.branch(stop, asm.op('setp.ge.s32', tile, tiles));
+  // Asked for now, needed when this tile is queued.
+  const given = asm.reg('b32');
+  asm.emit('atom.global.add.u32', given.name, asm.address('global', counter), '1');
 
   asm.stage('which queries: sections of heads, whose keys and values share the cache; heaviest blocks first');
   const perSection = asm.op('mul.lo.s32', section, blocks);
@@ -109,24 +115,23 @@ export function emitLoads(
   const rowAt = asm.op('add.s64', p.rowStart, asm.op('mul.wide.s32', row, 4));
   const firstRun = asm.load('global', 'b32', rowAt, 0, 'nc');
   const run = asm.load('global', 'b32', rowAt, 4, 'nc');
-  const any = asm.op('setp.gt.s32', run, firstRun);
-  waitParity(asm, q.empty, atQ.parity);
+  const tileNote = asm.op('mad.lo.s32', asm.op('and.b32', tileNumber, TILE.kept - 1), TILE.bytes, q.note);
+  asm.set(tileNumber, 'add.s32', tileNumber, 1);
+  waitParity(asm, slot(asm, q.empty, atQ, BARRIER_BYTES), atQ.parity);
   for (const [offset, value] of [
     [TILE.q0, q0],
     [TILE.h, h],
     [TILE.b, b],
-    [TILE.keys, asm.op('selp.b32', 1, 0, any)],
     [TILE.lenQ, lenQ],
     [TILE.lenK, lenK],
     [TILE.qStart, qStart],
     [TILE.kStart, kStart],
   ] as const)
-    asm.store('shared', 'b32', q.note, value, offset);
+    asm.store('shared', 'b32', tileNote, value, offset);
   const batchQ = asm.op('mul.lo.s32', b, bStepQ);
   const batchK = asm.op('mul.lo.s32', b, bStepK);
   copyRows(q, atQ, mapQ, spec.padD, blockQ, [asm.op('add.s32', qStart, q0), h, batchQ]);
   atQ.advance();
-  asm.branch(advanceTile, any, { negate: true });
 
   /** Key row of the block whose V is still to come, and its note. */
   const pending = asm.constant('b32', STOP);
@@ -145,14 +150,30 @@ export function emitLoads(
   asm.stage('K of this step, V of the step before');
   const nextRun = asm.label('run');
   const nextBlock = asm.label('block');
-  const drained = asm.label('drained');
+  const none = asm.label('none');
+  const lowest = asm.reg('b32');
+  const kvBlock = asm.reg('b32');
+  const partial = asm.reg('b32');
+  const lastRun = asm.reg('pred');
+  asm.branch(none, asm.op('setp.ge.s32', firstRun, run));
   asm.place(nextRun);
   asm.set(run, 'sub.s32', run, 1);
   const runAt = asm.op('add.s64', p.runs, asm.op('mul.wide.s32', run, 12));
-  const lowest = asm.load('global', 'b32', runAt, 0, 'nc');
-  const kvBlock = asm.load('global', 'b32', runAt, 4, 'nc');
-  const partial = asm.load('global', 'b32', runAt, 8, 'nc');
-  const lastRun = asm.op('setp.le.s32', run, firstRun);
+  for (const [to, offset] of [
+    [lowest, 0],
+    [kvBlock, 4],
+    [partial, 8],
+  ] as const)
+    asm.emit('ld.global.nc.b32', to.name, asm.address('global', runAt, offset));
+  asm.set(lastRun, 'setp.le.s32', run, firstRun);
+  asm.branch(nextBlock);
+  asm.place(none);
+  // A tile that attends to nothing still is a step: one block past the end of the keys.
+  asm.set(kvBlock, 'add.s32', asm.op('div.u32', lenK, blockK), 2);
+  asm.set(lowest, 'mov.b32', kvBlock);
+  asm.set(partial, 'mov.b32', 1);
+  asm.set(lastRun, 'setp.le.s32', run, firstRun);
+
   asm.place(nextBlock);
   asm.set(kvBlock, 'sub.s32', kvBlock, 1);
   const kv0 = asm.op('mul.lo.s32', kvBlock, blockK);
@@ -160,44 +181,43 @@ export function emitLoads(
   const edge = asm.op('or.b32', partial, asm.op('selp.b32', 1, 0, tail));
   const lastBlock = asm.op('setp.le.s32', kvBlock, lowest);
   const last = asm.op('and.pred', lastBlock, lastRun);
+  const first = asm.op('setp.eq.s32', pending, STOP);
+  const ends = asm.op('or.b32', asm.op('selp.b32', LAST, 0, last), asm.op('selp.b32', FIRST, 0, first));
   waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
   const note = slot(asm, k.note, atK, BLOCK.bytes);
-  asm.store('shared', 'b32', note, kv0, BLOCK.kv0);
-  asm.store('shared', 'b32', note, edge, BLOCK.edge);
-  asm.store('shared', 'b32', note, asm.op('selp.b32', 1, 0, last), BLOCK.last);
+  asm.storeVector('shared', 'b32', note, [kv0, edge, ends, tileNote]);
   copyRows(k, atK, mapK, spec.padD, blockK, [asm.op('add.s32', kStart, kv0), hkv, batchK]);
   atK.advance();
-  const none = asm.label('first');
-  asm.branch(none, asm.op('setp.eq.s32', pending, STOP));
+  const held = asm.label('held');
+  asm.branch(held, first);
   loadV();
-  asm.place(none);
+  asm.place(held);
   asm.set(pending, 'mov.b32', kv0);
   asm.set(pendingEdge, 'mov.b32', edge);
   asm.branch(nextBlock, lastBlock, { negate: true });
   asm.branch(nextRun, lastRun, { negate: true });
-  asm.place(drained);
   loadV();
 
   asm.place(advanceTile);
-  // Every other round runs backwards, so that no block always gets the heavier tiles.
-  asm.set(round, 'add.s32', round, 1);
-  const base = asm.op('mul.lo.s32', round, grid);
-  const mine = asm.special('ctaid.x');
-  const mirrored = asm.op('sub.s32', asm.op('sub.s32', grid, 1), mine);
-  const odd = asm.op('setp.ne.s32', asm.op('and.b32', round, 1), 0);
-  asm.set(tile, 'add.s32', base, asm.op('selp.b32', mirrored, mine, odd));
+  asm.set(tile, 'add.s32', given, grid);
   asm.branch(nextTile);
 
   asm.place(stop);
-  asm.stage('no more work');
-  waitParity(asm, q.empty, atQ.parity);
-  asm.store('shared', 'b32', q.note, asm.constant('b32', STOP), TILE.q0);
-  arrive(asm, q.full);
+  asm.stage('no more work; the last block of all to stop sets the counters back for the next launch');
+  waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
+  const end = asm.constant('b32', STOP);
+  asm.store('shared', 'b32', slot(asm, k.note, atK, BLOCK.bytes), end, BLOCK.kv0);
+  arrive(asm, slot(asm, k.full, atK, BARRIER_BYTES));
   if (shared.scans) {
     waitParity(asm, slot(asm, v.empty, atV, BARRIER_BYTES), atV.parity);
-    asm.store('shared', 'b32', slot(asm, v.note, atV, BLOCK.bytes), asm.constant('b32', STOP), BLOCK.kv0);
+    asm.store('shared', 'b32', slot(asm, v.note, atV, BLOCK.bytes), end, BLOCK.kv0);
     arrive(asm, slot(asm, v.full, atV, BARRIER_BYTES));
   }
+  const stopped = asm.reg('b32');
+  const others = asm.op('sub.s32', grid, 1);
+  asm.emit('fence.acq_rel.gpu');
+  asm.emit('atom.global.inc.u32', stopped.name, asm.address('global', counter, 4), others.name);
+  asm.when(asm.op('setp.eq.s32', stopped, others), () => asm.store('global', 'b32', counter, 0));
 }
 
 /** Sign bits of a pair of halves are set where the half is NaN or infinite. */
