@@ -2,9 +2,8 @@
 import { DeviceError } from '../../core/errors.ts';
 import type { Probe } from '../../engine/contract.ts';
 import type { Driver } from './driver/api.ts';
-import { Device } from './driver/device.ts';
-import { loadDriver } from './driver/library.ts';
-import { CudaEngine, type CudaEngineOptions } from './engine.ts';
+import type { Device } from './driver/device.ts';
+import type { CudaEngine, CudaEngineOptions } from './engine.ts';
 
 export type { CudaEngine } from './engine.ts';
 export type { CudaTensor } from './tensor.ts';
@@ -24,7 +23,7 @@ export interface CudaOptions extends CudaEngineOptions {
 /** Names the GPU, driver, capability and free memory, or says why there is none. */
 export async function probe(options: CudaOptions = {}): Promise<Probe> {
   try {
-    const device = Device.open(options.driver ?? (await loadDriver()), options.device ?? 0);
+    const device = await openDevice(options);
     const { name, driver, capability } = device.info;
     const { free, total } = device.memory();
     device.close();
@@ -33,19 +32,29 @@ export async function probe(options: CudaOptions = {}): Promise<Probe> {
     const detail = `${name}, compute capability ${capability / 10}, driver for CUDA ${driver}`;
     return { engine: 'cuda', available: true, detail: `${detail}, ${gib(free)} of ${gib(total)} GiB free` };
   } catch (error) {
-    return { engine: 'cuda', available: false, reason: error instanceof Error ? error.message : String(error) };
+    const reason = error instanceof Error ? error.message : String(error);
+    return { engine: 'cuda', available: false, reason: reason.replace(/^cuda: /, '') };
   }
 }
 
 /** Opens a GPU. @throws DeviceError saying what is missing: koffi, the driver, the device, or a newer one. */
 export async function open(options: CudaOptions = {}): Promise<CudaEngine> {
-  const device = Device.open(options.driver ?? (await loadDriver()), options.device ?? 0, options.context);
+  const device = await openDevice(options);
   const { name, capability } = device.info;
   if (capability < OLDEST) {
     device.close();
     throw new DeviceError('cuda', tooOld(name, capability));
   }
+  const { CudaEngine } = await import('./engine.ts');
   return new CudaEngine(device, options);
+}
+
+/** Loads the engine's files on the way, and only where there can be a driver: a browser that asks `doctor` gets none of them. */
+async function openDevice({ driver, device, context }: CudaOptions): Promise<Device> {
+  if (typeof globalThis.process?.getBuiltinModule !== 'function')
+    throw new DeviceError('cuda', 'browsers have no CUDA; Node, Deno and Bun do');
+  const [{ Device }, { loadDriver }] = await Promise.all([import('./driver/device.ts'), import('./driver/library.ts')]);
+  return Device.open(driver ?? (await loadDriver()), device ?? 0, context);
 }
 
 const tooOld = (name: string, capability: number): string =>

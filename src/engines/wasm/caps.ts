@@ -2,7 +2,7 @@
 import { DeviceError } from '../../core/errors.ts';
 import { ModuleBuilder } from './asm/module.ts';
 import { f32x4, type V128, v128, v128Const } from './asm/values.ts';
-import { arch, nodeOs, versions } from './host.ts';
+import { arch, nodeOs, parallelism, processor, versions } from './host.ts';
 import { exportsOf } from './job.ts';
 import type { WasmCaps } from './kernel.ts';
 
@@ -37,7 +37,7 @@ export function oneThreadReason(): string | null {
 
 /** Hardware threads, at least 1. */
 export function hardwareThreads(): number {
-  const count = nodeOs()?.availableParallelism() ?? globalThis.navigator?.hardwareConcurrency ?? 1;
+  const count = parallelism() ?? globalThis.navigator?.hardwareConcurrency ?? 1;
   return Math.min(MOST_THREADS, Math.max(1, count));
 }
 
@@ -51,11 +51,11 @@ export function describe(
 ): WasmCaps {
   const relaxed = fuses();
   const rate = native > 0 ? RATE[native as 256 | 512] : wide ? RATE.wide : relaxed ? RATE.relaxed : RATE.plain;
-  const processor = nodeOs()?.cpus()[0]?.model.trim() ?? 'processor of this browser';
+  const name = processor() ?? (nodeOs() === undefined ? 'processor of this browser' : 'processor');
   const unroll = keepsOrder();
   return {
     engine: 'wasm',
-    device: `${processor}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`,
+    device: `${name}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`,
     features: {
       simd: true,
       'relaxed simd': relaxed,

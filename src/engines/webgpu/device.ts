@@ -1,5 +1,6 @@
 /** Finds a GPUDevice: the caller's own, the browser's, or Dawn's in Node through the optional peer `webgpu`. */
 import { DeviceError } from '../../core/errors.ts';
+import { optionalPackage } from '../../core/optional.ts';
 
 export interface WebGpuOptions {
   /** The caller's device, with whatever features and limits it has. The engine never destroys it. */
@@ -50,7 +51,7 @@ async function dawn(flags: readonly string[]): Promise<GPU> {
   const key = flags.join(' ');
   const found = store[KEPT].get(key);
   if (found !== undefined) return found;
-  const { create, globals } = (await import('webgpu')) as {
+  const { create, globals } = (await optionalPackage('webgpu')) as {
     create: (options: string[]) => GPU;
     globals: Record<string, unknown>;
   };
@@ -79,7 +80,9 @@ async function implementation(options: WebGpuOptions): Promise<GPU> {
   try {
     return await dawn(flags);
   } catch (cause) {
-    const missing = (cause as { code?: string }).code === 'ERR_MODULE_NOT_FOUND';
+    // Browsers know no packages: their failure has no code.
+    const { code } = cause as { code?: string };
+    const missing = code === 'ERR_MODULE_NOT_FOUND' || (code === undefined && cause instanceof TypeError);
     throw new DeviceError(
       'webgpu',
       missing

@@ -18,7 +18,8 @@ export async function probe(options: WebGpuOptions = {}): Promise<Probe> {
     const detail = [description, vendor, architecture].filter((s) => s !== '').join(', ');
     return { engine: 'webgpu', available: true, detail };
   } catch (e) {
-    return { engine: 'webgpu', available: false, reason: e instanceof Error ? e.message : String(e) };
+    const reason = e instanceof Error ? e.message : String(e);
+    return { engine: 'webgpu', available: false, reason: reason.replace(/^webgpu: /, '') };
   }
 }
 

@@ -2,10 +2,12 @@
  * Compiled programs on disk, found by the hash of what they were compiled from. A file appears whole or not at all: it is
  * written under a name of its own and renamed, so processes may race.
  */
-import { createHash } from 'node:crypto';
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { homedir } from 'node:os';
-import { join } from 'node:path';
+
+// Not imports: bundlers for browsers follow those into this file, although no browser loads it.
+const { createHash } = process.getBuiltinModule('node:crypto');
+const { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } = process.getBuiltinModule('node:fs');
+const { homedir } = process.getBuiltinModule('node:os');
+const { join } = process.getBuiltinModule('node:path');
 
 /** Where compiled programs are kept: TILEWISE_CACHE, else the user's cache folder. */
 export function cacheFolder(): string {

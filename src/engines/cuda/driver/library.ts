@@ -1,5 +1,6 @@
 /** Finds the CUDA driver and binds its functions. koffi is an optional peer: it is imported only when an engine is opened. */
 import { DeviceError } from '../../../core/errors.ts';
+import { optionalPackage } from '../../../core/optional.ts';
 import type { Driver } from './api.ts';
 
 type Koffi = typeof import('koffi')['default'];
@@ -63,7 +64,7 @@ const NAMES = process.platform === 'win32' ? ['nvcuda.dll'] : ['libcuda.so.1', '
 export async function loadDriver(): Promise<Driver> {
   let koffi: Koffi;
   try {
-    koffi = (await import('koffi')).default;
+    koffi = ((await optionalPackage('koffi')) as { default: Koffi }).default;
   } catch (cause) {
     throw new DeviceError('cuda', 'the package koffi is not installed (npm install koffi)', { cause });
   }

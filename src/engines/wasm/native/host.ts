@@ -3,6 +3,8 @@
  * first and made executable afterwards, never both. Linux on x86-64 only: other systems differ in calling convention or in
  * how memory becomes executable, and the WASM code serves them.
  */
+import { optionalPackage } from '../../../core/optional.ts';
+import { nodeFs } from '../host.ts';
 import { emitRoutine, type RoutineKind, routineName } from './routines.ts';
 
 /** `base` and `descriptor` as in gemm.ts and softmax.ts; both in bytes. */
@@ -99,13 +101,13 @@ export function bindRoutines(
 /** Opens the host, or says in a sentence why it cannot be. */
 export async function openNative(): Promise<NativeHost | string> {
   const { process } = globalThis as { process?: { platform?: string; arch?: string } };
-  if (process?.platform !== 'linux' || process.arch !== 'x64') return 'machine code is for Linux on x86-64';
+  const fs = nodeFs();
+  if (process?.platform !== 'linux' || process.arch !== 'x64' || fs === undefined)
+    return 'machine code is for Linux on x86-64';
   try {
-    const { readFileSync } = await import('node:fs');
-    const flags = new Set(/^flags\s*: (.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1].split(' '));
+    const flags = new Set(/^flags\s*: (.*)$/m.exec(fs.readFileSync('/proc/cpuinfo', 'utf8'))?.[1].split(' '));
     if (!flags.has('avx2') || !flags.has('fma')) return 'the processor has no AVX2 with FMA';
-    const name = 'koffi';
-    const module = (await import(name)) as { default: Koffi };
+    const module = (await optionalPackage('koffi')) as { default: Koffi };
     return new NativeHost(module.default, flags.has('avx512f') ? 64 : 32);
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
