@@ -259,7 +259,8 @@ const RECORDS = {
   toI32: {
     args: ['f32'],
     result: 'i32',
-    evaluate: (x) => (Number.isNaN(x) ? 0 : Math.trunc(saturate(x))),
+    // The integer zero has no sign.
+    evaluate: (x) => (Number.isNaN(x) ? 0 : Math.trunc(saturate(x)) | 0),
     range: (a) => (a.lo <= a.hi ? { lo: saturate(Math.trunc(a.lo)), hi: saturate(Math.trunc(a.hi)) } : I32_ALL),
     derivative: null,
   },

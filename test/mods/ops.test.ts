@@ -93,3 +93,7 @@ test('round goes to even at halves', () => {
   ])
     assert.equal(OPS.round.evaluate(x), want);
 });
+
+test('the integer zero has no sign', () => {
+  for (const x of [-0, -0.5]) assert.ok(Object.is(OPS.toI32.evaluate(x), 0), `toI32(${x})`);
+});
