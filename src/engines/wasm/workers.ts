@@ -184,9 +184,11 @@ function spawn(hear: (answer: Answer) => void, died: (cause: unknown) => void): 
     worker.addEventListener('error', (event) => died(event.message || 'the worker script did not load'));
     return { post: (letter) => worker.postMessage(letter), hold: () => {}, terminate: async () => worker.terminate() };
   }
-  const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js';
+  // In a variable, so that bundlers do not try to resolve the URL.
+  const here = import.meta.url;
+  const file = here.endsWith('.ts') ? './worker.ts' : './worker.js';
   // Flags of the main thread such as --input-type would stop a worker from starting.
-  const worker = new node.Worker(new URL(file, import.meta.url), { execArgv: [], name: 'tilewise' });
+  const worker = new node.Worker(new URL(file, here), { execArgv: [], name: 'tilewise' });
   worker.on('message', hear);
   worker.on('error', died);
   worker.on('exit', (code) => died(`exit code ${code}`));
