@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /** Tilewise: exact attention, tile by tile, on whatever the machine has. Public exports, nothing else. */
 export { type AttentionResult, attention } from './api/attention.ts';
 export { type AppendOptions, KvCache, type KvCacheOptions } from './api/cache.ts';
