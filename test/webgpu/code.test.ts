@@ -24,19 +24,22 @@ const GOLDEN: Readonly<Record<string, Spec>> = {
     dropout: { p: 0.1, seed: [1, 2], offset: 3 },
     sink: true,
   },
+  matrix: { Sq: 64, D: 16, dtype: 'f16', mask: () => causal(), noGrads: true },
   one: { Sq: 1, Sk: 300, Hq: 4, Hkv: 2, D: 16, noGrads: true },
 };
 
 for (const [name, spec] of Object.entries(GOLDEN)) {
   const { problem } = instantiate(name, spec);
-  for (const kernel of KERNELS)
+  // Small tiles, so that people can read them; subgroup matrices exist on hardware alone.
+  const caps = name === 'matrix' ? H200 : SOFTWARE;
+  for (const kernel of KERNELS.filter((k) => name !== 'matrix' || k.name === 'forward-matrix'))
     test(`golden WGSL: ${name}, ${kernel.name}`, (t) => {
-      const refusal = kernel.refuse(problem, SOFTWARE);
+      const refusal = kernel.refuse(problem, caps);
       if (refusal !== null) return t.skip(refusal);
       if (kernel.pass === 'backward' && problem.grads === null) return t.skip('no gradients asked');
       mkdirSync(FOLDER, { recursive: true });
-      const [config] = kernel.configs(problem, SOFTWARE);
-      for (const listing of kernel.emit(problem, config, SOFTWARE)) {
+      const [config] = kernel.configs(problem, caps);
+      for (const listing of kernel.emit(problem, config, caps)) {
         const file = join(FOLDER, `${name}.${kernel.name}.${listing.name}.wgsl`);
         if (process.env.UPDATE_GOLDEN === '1') writeFileSync(file, listing.text);
         assert.ok(existsSync(file), `${file} is missing: run with UPDATE_GOLDEN=1`);
@@ -53,6 +56,7 @@ function workgroupMemory(code: string): number {
     f32: 4,
     u32: 4,
     'atomic<u32>': 4,
+    f16: 2,
   };
   let bytes = 0;
   for (const [, type] of code.matchAll(/var<workgroup> \w+: (.+);/g)) {
@@ -67,8 +71,12 @@ function workgroupMemory(code: string): number {
 test('every head size has a kernel on the smallest device, inside its limits', () => {
   for (const caps of [FLOOR, H200])
     for (const D of [1, 7, 40, 64, 96, 128, 160, 256])
-      for (const Sq of [1, 64]) {
-        const { problem } = instantiate('limits', { Sq, Sk: 64, D });
+      for (const [Sq, dtype] of [
+        [1, 'f32'],
+        [64, 'f32'],
+        [64, 'f16'],
+      ] as const) {
+        const { problem } = instantiate('limits', { Sq, Sk: 64, D, dtype });
         for (const pass of ['forward', 'backward'] as const) {
           const able = KERNELS.filter((k) => k.pass === pass && k.refuse(problem, caps) === null);
           assert.ok(able.length > 0, `${pass} D=${D}`);

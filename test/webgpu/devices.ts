@@ -15,6 +15,7 @@ const device = (over: Partial<WebGpuCaps>): WebGpuCaps => ({
   dispatchSize: 65535,
   subgroups: null,
   f16: false,
+  matrix: null,
   software: false,
   ...over,
 });
@@ -29,5 +30,6 @@ export const H200 = device({
   bindingSize: 2 ** 31 - 4,
   subgroups: { min: 32, max: 32 },
   f16: true,
+  matrix: { edge: 16, lanes: 32 },
 });
 export const SOFTWARE = device({ workgroupMemory: 32768, storageBuffers: 12, software: true });

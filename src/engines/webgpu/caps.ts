@@ -11,8 +11,18 @@ interface Info {
   readonly isFallbackAdapter?: boolean;
   readonly subgroupMinSize?: number;
   readonly subgroupMaxSize?: number;
+  readonly subgroupMatrixConfigs?: Iterable<MatrixShape>;
 }
 
+interface MatrixShape {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+}
+
+const MATRICES = 'chromium-experimental-subgroup-matrix';
 const SOFTWARE = /swiftshader|llvmpipe|lavapipe|software|basic render/i;
 
 /** Rates only rank candidates; a processor pretending to be a GPU is some 200 times slower. */
@@ -32,6 +42,12 @@ export function capsOf({ device, info, language }: Found, options: WebGpuOptions
   const min = known.subgroupMinSize ?? 0;
   const subgroups =
     has('subgroups') && min > 0 && language.has('subgroup_id') ? { min, max: known.subgroupMaxSize ?? min } : null;
+  const edges = [...(has(MATRICES) ? (known.subgroupMatrixConfigs ?? []) : [])].flatMap((c) =>
+    c.componentType === 'f16' && c.resultComponentType === 'f32' && c.M === c.N && c.N === c.K ? [c.M] : [],
+  );
+  // Lanes own rows of a tile, so their number has to be known.
+  const fixed = subgroups !== null && subgroups.min === subgroups.max && has('shader-f16');
+  const matrix = fixed && edges.length > 0 ? { edge: Math.max(...edges), lanes: subgroups.min } : null;
   const caps = {
     workgroupMemory: limited('maxComputeWorkgroupStorageSize', limits.maxComputeWorkgroupStorageSize),
     invocations: limited('maxComputeInvocationsPerWorkgroup', limits.maxComputeInvocationsPerWorkgroup),
@@ -45,7 +61,7 @@ export function capsOf({ device, info, language }: Found, options: WebGpuOptions
     features: {
       'shader-f16': has('shader-f16'),
       subgroups: subgroups === null ? 'no' : subgroups.min === subgroups.max ? min : `${min} to ${subgroups.max}`,
-      'subgroup matrices': has('chromium-experimental-subgroup-matrix'),
+      'subgroup matrices': matrix === null ? 'no' : `${matrix.edge} x ${matrix.edge} f16`,
       'timestamp-query': has('timestamp-query'),
       ...caps,
     },
@@ -54,6 +70,7 @@ export function capsOf({ device, info, language }: Found, options: WebGpuOptions
     ...caps,
     subgroups,
     f16: has('shader-f16'),
+    matrix,
     software,
   };
 }

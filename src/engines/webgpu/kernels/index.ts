@@ -2,10 +2,12 @@
 import { backward } from './backward.ts';
 import { decode } from './decode.ts';
 import { defineForward, forward } from './forward.ts';
+import { forwardMatrix } from './forward_matrix.ts';
 import type { WebGpuKernel } from './kernel.ts';
 
 export const KERNELS = [
   decode,
+  forwardMatrix,
   defineForward('forward-subgroup', 'subgroup'),
   forward,
   backward,

@@ -20,6 +20,8 @@ export interface WebGpuCaps extends Caps {
   /** Sizes that a subgroup may have; null without the feature or without `subgroup_id`. */
   readonly subgroups: { readonly min: number; readonly max: number } | null;
   readonly f16: boolean;
+  /** Square subgroup matrices of f16 with f32 sums, and the lanes of a subgroup; null without them. */
+  readonly matrix: { readonly edge: number; readonly lanes: number } | null;
   /** The adapter runs on the host's processor: small tiles compile faster and lose nothing. */
   readonly software: boolean;
 }
