@@ -15,7 +15,7 @@ import { emitCheckFinite, emitFetch } from './keys.ts';
 import { arrays } from './layout.ts';
 import { PARAMS } from './params.ts';
 import { emitTransposeIn, emitTransposeOut } from './rows.ts';
-import { emitDrop, emitModify } from './scores.ts';
+import { emitDrop, emitModify, emitSpan } from './scores.ts';
 import { emitCarefulOut, emitEmpty, emitFinish, emitOut, emitScores, emitSoftmax, groupOf, workOf } from './softmax.ts';
 
 /** Parameters of every phase. */
@@ -96,6 +96,7 @@ export function emitAttention(
   const unmasked = { ...expressions, mask: null };
   const modify = mod && emitModify(m, 'modify', block, group, work, unmasked, table, lanesAre);
   const modifyPartial = mask && emitModify(m, 'modify_partial', block, group, work, expressions, table, lanesAre);
+  const span = mask && emitSpan(m, block, work, expressions, table, lanesAre);
   const carefulOut = mask && emitCarefulOut(m, block);
   const checkFinite = mask && emitCheckFinite(m);
   const drop = dropout && emitDrop(m, block, work, lanesAre);
@@ -116,6 +117,17 @@ export function emitAttention(
   /** One block of keys against one group of queries. */
   const attend = m.func('attend', step, (f, a) => {
     const v = new Vectors(f, shape);
+    if (span)
+      f.if(a.partial, () => {
+        // The lanes at hand may need fewer keys than the whole block of queries does.
+        f.call(span, a.params, a.item, a.lane0, a.kv0, a.work, a.rows);
+        const first = f.let(i32.load(a.work, work.span), 'first');
+        f.set(a.rows, i32.sub(i32.load(a.work, work.span + 4), first));
+        f.if(i32.eqz(a.rows), () => f.return());
+        f.bump(a.kv0, first);
+        f.bump(a.k, i32.mul(first, 4 * D));
+        f.bump(a.v, i32.mul(first, 4 * Dv));
+      });
     const p = f.let(i32.add(a.work, work.p), 'p');
     v.store(a.work, v.load(a.group, group.max), work.max);
     f.call(scores, a.k, i32.add(a.group, group.q), p, i32.add(a.work, work.max), a.rows);

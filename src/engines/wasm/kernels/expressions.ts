@@ -88,6 +88,12 @@ export function loopOver(
 
 export const asVec = (v: Vectors, x: Value): Vec => (x.kind === 'lanes' ? x.vec : widenScalar(v, x));
 
+/** Whether a boolean is true in any lane. */
+export function anyLane({ f }: Vectors, x: Value): I32 {
+  if (x.kind === 'scalar') return x.value as I32;
+  return v128.any_true(x.vec.slice(1).reduce((a, b) => f.let(v128.or(a, b)), x.vec[0]));
+}
+
 /** Scores where the mask lets them be, -inf elsewhere. */
 export const masked = (v: Vectors, score: Vec, mask: Value): Vec =>
   v.map((s, p, l) => v128.bitselect(s, l, p), score, asVec(v, mask), v.constant(Number.NEGATIVE_INFINITY));

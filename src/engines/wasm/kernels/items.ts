@@ -1,4 +1,4 @@
-/** Work items of query rows: one record a (batch, head, block of rows), heaviest first, with all addresses worked out. */
+/** Work items of query rows: one record a (batch, head, block of rows), with all addresses worked out. */
 import { BYTES } from '../../../core/dtype.ts';
 import { ceilDiv } from '../../../core/math.ts';
 import type { Problem, Strides } from '../../../problem/problem.ts';
@@ -50,7 +50,19 @@ function weightOf({ runs, rowStart }: BlockRuns, row: number): number {
   return blocks;
 }
 
-/** Writes the items of a forward pass and returns their address and number. */
+interface Piece {
+  readonly b: number;
+  readonly h: number;
+  /** Block of queries, its row of runs, and how many blocks of keys it visits. */
+  readonly i: number;
+  readonly row: number;
+  readonly weight: number;
+}
+
+/**
+ * Writes the items of a forward pass and returns their address and number. Items that read the same keys follow each
+ * other, so that K and V stay in the cache; among them, and among key heads, the heaviest come first.
+ */
 export function writeQueryItems(
   problem: Problem,
   blockQ: number,
@@ -63,16 +75,22 @@ export function writeQueryItems(
   const found = blockRuns(problem, 'q', blockQ, blockK);
   const runs = writeRuns(heap, found);
   const group = Hq / Hkv;
-  const pieces: { b: number; h: number; i: number; row: number; weight: number }[] = [];
+  const shares: { weight: number; pieces: Piece[] }[] = [];
   for (let b = 0; b < B; b++) {
     const blocks = ceilDiv(lengthsOf(problem, b).lenQ, blockQ);
-    for (let h = 0; h < Hq; h++)
-      for (let i = 0; i < blocks; i++) {
-        const row = found.rowOf(b, h, i);
-        pieces.push({ b, h, i, row, weight: weightOf(found, row) });
-      }
+    for (let kvHead = 0; kvHead < Hkv; kvHead++) {
+      const pieces: Piece[] = [];
+      for (let h = kvHead * group; h < (kvHead + 1) * group; h++)
+        for (let i = 0; i < blocks; i++) {
+          const row = found.rowOf(b, h, i);
+          pieces.push({ b, h, i, row, weight: weightOf(found, row) });
+        }
+      pieces.sort((x, y) => y.weight - x.weight);
+      shares.push({ weight: pieces.reduce((sum, p) => sum + p.weight, 0), pieces });
+    }
   }
-  pieces.sort((x, y) => y.weight - x.weight);
+  shares.sort((x, y) => y.weight - x.weight);
+  const pieces = shares.flatMap((share) => share.pieces);
   const items = heap.allocate(Math.max(pieces.length, 1) * ITEM.bytes);
   pieces.forEach(({ b, h, i, row }, n) => {
     const { lenQ, lenK } = lengthsOf(problem, b);

@@ -3,9 +3,9 @@ import { BYTES } from '../../../core/dtype.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Callable, FuncBuilder, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
-import { f32x4, type I32, i32, v128 } from '../asm/values.ts';
+import { f32x4, type I32, i32, type V128, v128 } from '../asm/values.ts';
 import type { Stored } from '../storage.ts';
-import { floats, ints } from '../tile.ts';
+import { ints } from '../tile.ts';
 import { ITEM, minimum } from './items.ts';
 import { PARAMS } from './params.ts';
 import { emitStraighten } from './rows.ts';
@@ -89,11 +89,15 @@ function emitGather(m: ModuleBuilder, which: 'k' | 'v', size: number, straighten
  */
 export function emitCheckFinite(m: ModuleBuilder): Callable {
   return m.func('check_finite', { at: 'i32', elements: 'i32', flag: 'i32' }, (f, a) => {
-    const sum = f.let(ints(0), 'sum');
-    const rest = f.let(i32.add(a.at, i32.mul(i32.and(a.elements, -4), 4)), 'rest');
+    // Four sums, or each addition would wait for the one before it.
+    const sums = [0, 1, 2, 3].map(() => f.let(ints(0), 'sum'));
     const end = f.let(i32.add(a.at, i32.mul(a.elements, 4)), 'end');
-    f.sweep(a.at, rest, 16, (at) => f.set(sum, f32x4.add(sum, f32x4.mul(v128.load(at), floats(0)))));
-    f.sweep(rest, end, 4, (at) => f.set(sum, f32x4.add(sum, f32x4.mul(v128.load32_splat(at), floats(0)))));
+    const whole = f.let(i32.add(a.at, i32.mul(i32.and(a.elements, -16), 4)), 'whole');
+    f.sweep(a.at, whole, 64, (at) => {
+      for (const [i, sum] of sums.entries()) f.set(sum, f32x4.add(sum, f32x4.mul(v128.load(at, 16 * i), ints(0))));
+    });
+    f.sweep(whole, end, 4, (at) => f.set(sums[0], f32x4.add(sums[0], f32x4.mul(v128.load32_splat(at), ints(0)))));
+    const sum = f.let(sums.slice(1).reduce<V128>((x, y) => f32x4.add(x, y), sums[0]));
     f.do(i32.store(a.flag, v128.any_true(f32x4.ne(sum, sum))));
   });
 }

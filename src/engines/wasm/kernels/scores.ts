@@ -1,10 +1,10 @@
 /** Between the two products of a block: modifier, mask and dropout on scores whose lanes are queries. */
-import type { Callable } from '../asm/func.ts';
+import type { Callable, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
-import { f32x4, i32, i32x4, type V128, v128 } from '../asm/values.ts';
+import { f32x4, type I32, i32, i32Const, i32x4, select, type V128, v128 } from '../asm/values.ts';
 import { philox, splatWord } from '../philox.ts';
 import { type ConstantTable, iota, type Vec, Vectors } from '../tile.ts';
-import { asVec, type Expressions, loopOver, masked } from './expressions.ts';
+import { anyLane, asVec, type Expressions, loopOver, masked, type Positions } from './expressions.ts';
 import { ITEM } from './items.ts';
 import { PARAMS, sideReader } from './params.ts';
 import type { BlockShape, Group, Work } from './softmax.ts';
@@ -38,16 +38,7 @@ export function emitModify(
     const p = f.let(i32.add(a.work, work.p), 'p');
     const toScore = v.splat(PARAMS.f32(a.params, 'toScore'));
     const max = v.load(a.group, group.max);
-    const field = (name: 'b' | 'h' | 'q0' | 'rows' | 'lenQ' | 'lenK') => f.let(ITEM.i32(a.item, name), name);
-    const at = {
-      b: field('b'),
-      h: lanesAre === 'h' ? a.lane0 : field('h'),
-      q: lanesAre === 'q' ? a.lane0 : field('q0'),
-      kv,
-      lenQ: field('lenQ'),
-      lenK: field('lenK'),
-    };
-    const end = lanesAre === 'q' ? at.lenQ : i32.add(field('h'), field('rows'));
+    const { at, end } = positions(v, a, kv, lanesAre);
     const roots = [...(mod ? [mod] : []), ...(mask ? [mask] : [])];
     const emit = loopOver(v, roots, lanesAre, at, end, sideReader(f, a.params, sides));
     f.for(0, a.rows, 1, () => {
@@ -65,6 +56,58 @@ export function emitModify(
       f.bump(kv, 1);
     });
     v.store(a.work, max, work.max);
+  });
+}
+
+/** Positions of an item's lanes and of the key that a loop is at. */
+function positions(
+  { f }: Vectors,
+  a: { readonly item: Local<'i32'>; readonly lane0: Local<'i32'> },
+  kv: Local<'i32'>,
+  lanesAre: 'q' | 'h',
+): { at: Positions; end: I32 } {
+  const field = (name: 'b' | 'h' | 'q0' | 'rows' | 'lenQ' | 'lenK') => f.let(ITEM.i32(a.item, name), name);
+  const at = {
+    b: field('b'),
+    h: lanesAre === 'h' ? a.lane0 : field('h'),
+    q: lanesAre === 'q' ? a.lane0 : field('q0'),
+    kv,
+    lenQ: field('lenQ'),
+    lenK: field('lenK'),
+  };
+  return { at, end: lanesAre === 'q' ? at.lenQ : i32.add(field('h'), field('rows')) };
+}
+
+/**
+ * (params, item, lane0, kv0, work, rows): finds the keys of a block that the mask leaves to any lane: at `work.span` the
+ * first (rounded down to a multiple of 4 for dropout) and one past the last; the same twice when there is none.
+ */
+export function emitSpan(
+  m: ModuleBuilder,
+  { shape }: BlockShape,
+  work: Work,
+  { mask, sides }: Expressions,
+  table: ConstantTable,
+  lanesAre: 'q' | 'h',
+): Callable {
+  const params = { params: 'i32', item: 'i32', lane0: 'i32', kv0: 'i32', work: 'i32', rows: 'i32' } as const;
+  return m.func('span', params, (f, a) => {
+    const v = new Vectors(f, shape, { table, at: f.let(i32.add(a.work, work.constants), 'constants') });
+    const kv = f.let(a.kv0, 'kv');
+    const { at, end } = positions(v, a, kv, lanesAre);
+    const emit = loopOver(v, mask ? [mask] : [], lanesAre, at, end, sideReader(f, a.params, sides));
+    const first = f.let(a.rows, 'first');
+    const last = f.let(i32Const(0), 'last');
+    f.for(0, a.rows, 1, (r) => {
+      f.if(anyLane(v, emit([])[0]), () => {
+        f.set(first, select(i32.lt_s(r, first), r, first));
+        f.set(last, i32.add(r, 1));
+      });
+      f.bump(kv, 1);
+    });
+    f.set(first, i32.and(first, -4));
+    f.do(i32.store(a.work, select(i32.lt_s(first, last), first, last), work.span));
+    f.do(i32.store(a.work, last, work.span + 4));
   });
 }
 

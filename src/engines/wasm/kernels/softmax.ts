@@ -55,7 +55,7 @@ export interface BlockShape {
   readonly routines: Routines | null;
 }
 
-/** Scratch of one block: scores (then probabilities) [blockK][lanes], the new maximum, alpha; and constants. */
+/** Scratch of one block: scores (then probabilities) [blockK][lanes], the new maximum, alpha; constants; a span of keys. */
 export type Work = ReturnType<typeof workOf>;
 export const workOf = ({ shape, blockK }: BlockShape) => {
   const row = shape.lanes * 4;
@@ -65,6 +65,7 @@ export const workOf = ({ shape, blockK }: BlockShape) => {
     alpha: row,
     descriptor: DESCRIPTOR_BYTES,
     constants: ConstantTable.bytes,
+    span: 8,
   });
 };
 
