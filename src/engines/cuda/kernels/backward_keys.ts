@@ -18,7 +18,7 @@ import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
-import { walkBlocks } from './walk.ts';
+import { blocksIn, walkAll, walkBlocks } from './walk.ts';
 
 /** Which of the two a program computes: both do not fit the registers for wide heads. */
 export interface KeyOutputs {
@@ -73,13 +73,19 @@ export function emitKeys(problem: Problem, tile: BackwardTile, outputs: KeyOutpu
   loaderOf(asm, tileK, threads, thread).reader(source.k).load(sK, kv0, place.lenK);
   if (sV !== null) loaderOf(asm, tileV, threads, thread).reader(source.v).load(sV, kv0, place.lenK);
 
-  const row = asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h0, w.runH, block));
-  const walk = walkBlocks(asm, {
-    rowStart: asm.op('add.s64', w.rowStart, asm.op('mul.wide.s32', row, 4)),
-    runs: w.runs,
-    rows: spec.group,
-    rowStride: w.runH,
-  });
+  const walk =
+    spec.mask === null
+      ? walkAll(asm, spec.group, blocksIn(asm, place.lenQ, blockQ))
+      : walkBlocks(asm, {
+          rowStart: asm.op(
+            'add.s64',
+            w.rowStart,
+            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h0, w.runH, block)), 4),
+          ),
+          runs: w.runs,
+          rows: spec.group,
+          rowStride: w.runH,
+        });
   const stage = asm.constant('b32', 0);
   const qRows = queryRows(asm, spec, place, h0, p.q, { b: p.qB, h: p.qH, s: p.qS });
   const oRows = queryRows(asm, spec, place, h0, p.dOut, { b: p.outB, h: p.outH, s: p.outS });

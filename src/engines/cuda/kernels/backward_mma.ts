@@ -80,9 +80,12 @@ function candidates(spec: Spec): BackwardConfig[] {
   const widest = Math.max(spec.padD, spec.padDv);
   if (spec.storage === 'f32') {
     if (widest <= 64) return [config([16, 64, 4, 1], [64, 32, 4, 1]), config([16, 64, 4, 1], [64, 16, 4, 1])];
-    if (widest <= 128) return [config([16, 64, 4, 1], [64, 16, 4, 1]), config([16, 32, 2, 1], [32, 16, 2, 1])];
+    if (widest <= 128)
+      return [config([16, 64, 4, 1], [64, 16, 4, 1], false), config([16, 32, 2, 1], [32, 16, 2, 1], false)];
     return [config([16, 32, 2, 1], [32, 16, 2, 1], false)];
   }
+  // Dropout's random words take the registers of half a tile.
+  if (widest <= 64 && spec.dropout) return [config([32, 64, 4, 2], [128, 32, 4, 2])];
   if (widest <= 64)
     return [
       config([32, 128, 4, 2], [128, 32, 4, 2]),
@@ -93,11 +96,14 @@ function candidates(spec: Spec): BackwardConfig[] {
   if (widest <= 128)
     return [
       config([64, 128, 8, 1], [128, 32, 4, 2]),
-      config([32, 128, 8, 1], [128, 64, 8, 1]),
+      config([64, 64, 4, 2], [128, 32, 4, 2]),
+      config([64, 128, 8, 1], [64, 64, 4, 2]),
+      config([64, 128, 8, 1], [64, 32, 4, 3]),
       config([32, 64, 4, 1], [64, 32, 4, 1]),
     ];
   return [
     config([32, 128, 8, 1], [128, 32, 8, 1], false),
+    config([32, 64, 4, 1], [128, 32, 8, 1], false),
     config([16, 64, 4, 1], [64, 16, 4, 1], false),
     config([16, 32, 2, 1], [32, 16, 2, 1], false),
   ];

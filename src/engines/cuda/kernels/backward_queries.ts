@@ -19,7 +19,7 @@ import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type SideGradient, sideSums } from './sides.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
-import { walkBlocks } from './walk.ts';
+import { blocksIn, walkAll, walkBlocks } from './walk.ts';
 
 export function queriesSharedBytes(spec: Spec, { blockQ, blockK }: BackwardTile): number {
   const rows = (n: number): number => n * (pitchOf(spec.storage, spec.padD) + pitchOf(spec.storage, spec.padDv));
@@ -69,13 +69,19 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
   const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
 
-  const row = asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h, w.runH, block));
-  const walk = walkBlocks(asm, {
-    rowStart: asm.op('add.s64', w.rowStart, asm.op('mul.wide.s32', row, 4)),
-    runs: w.runs,
-    rows: 1,
-    rowStride: asm.constant('b32', 0),
-  });
+  const walk =
+    spec.mask === null
+      ? walkAll(asm, 1, blocksIn(asm, place.lenK, blockK))
+      : walkBlocks(asm, {
+          rowStart: asm.op(
+            'add.s64',
+            w.rowStart,
+            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h, w.runH, block)), 4),
+          ),
+          runs: w.runs,
+          rows: 1,
+          rowStride: asm.constant('b32', 0),
+        });
   const stage = asm.constant('b32', 0);
   const fetch = (): void => {
     const first = asm.op('mul.lo.s32', walk.block, blockK);

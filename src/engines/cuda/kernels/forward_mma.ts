@@ -24,7 +24,7 @@ import { addAttended, purge } from './purge.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
-import { walkBlocks } from './walk.ts';
+import { blocksIn, walkAll, walkBlocks } from './walk.ts';
 
 export interface ForwardConfig extends Readonly<Record<string, number | string | boolean>> {
   readonly blockQ: number;
@@ -52,10 +52,10 @@ function candidates(spec: Spec): ForwardConfig[] {
     return widest <= 64
       ? [tile(64, 32, 4, 2), tile(64, 16, 4, 1)]
       : widest <= 128
-        ? [tile(64, 32, 4, 1), tile(64, 16, 4, 1)]
+        ? [tile(64, 16, 4, 1)]
         : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
   if (widest <= 64) return [tile(128, 64, 4, 2), tile(64, 64, 4, 2), tile(64, 32, 4, 1)];
-  if (widest <= 128) return [tile(128, 64, 4, 2), tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
+  if (widest <= 128) return [tile(128, 64, 4, 2), tile(128, 48, 4, 2), tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
   return [tile(128, 64, 8, 1), tile(128, 32, 8, 1), tile(64, 32, 4, 1)];
 }
 
@@ -137,13 +137,19 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
   const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
 
-  const row = asm.op('mad.lo.s32', place.b, p.runB, asm.op('mad.lo.s32', h, p.runH, block));
-  const walk = walkBlocks(asm, {
-    rowStart: asm.op('add.s64', p.rowStart, asm.op('mul.wide.s32', row, 4)),
-    runs: p.runs,
-    rows: 1,
-    rowStride: asm.constant('b32', 0),
-  });
+  const walk =
+    spec.mask === null
+      ? walkAll(asm, 1, blocksIn(asm, place.lenK, blockK))
+      : walkBlocks(asm, {
+          rowStart: asm.op(
+            'add.s64',
+            p.rowStart,
+            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, p.runB, asm.op('mad.lo.s32', h, p.runH, block)), 4),
+          ),
+          runs: p.runs,
+          rows: 1,
+          rowStride: asm.constant('b32', 0),
+        });
   /** Byte offset of the buffers in use, in units of a tile: 0 or 1. */
   const stage = asm.constant('b32', 0);
   const fetch = (): void => {

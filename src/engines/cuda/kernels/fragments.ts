@@ -5,8 +5,9 @@
  * - f32: every operand is split into two tf32 halves and three m16n8k8 products are added outside the tensor core, whose own
  *   sums are truncated (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
  *
- * Rows of a tile are a multiple of 128 bytes apart, and its 16-byte chunks are permuted by `chunk ^ (row % 8)`, so that the
- * eight rows a fragment reads at once fall into different banks.
+ * The eight rows a fragment reads at once must fall into different banks. Halves: rows are a multiple of 128 bytes apart and
+ * 16-byte chunks are permuted by `chunk ^ (row % 8)`. Floats: rows are 16 bytes more than a multiple of 64 apart, which keeps
+ * every address a base and a constant; there are too many of them for the registers otherwise.
  */
 import { alignTo } from '../../../core/math.ts';
 import type { Assembler } from '../ptx/assembler.ts';
@@ -22,7 +23,13 @@ export type Tile = Reg<'f32'>[];
 
 /** Bytes between rows of a tile of `columns` elements. */
 export const pitchOf = (storage: Storage, columns: number): number =>
-  alignTo(columns * (storage === 'f32' ? 4 : 2), 128);
+  storage === 'f32' ? columns * 4 + 16 : alignTo(columns * 2, 128);
+
+/** Byte of a 16-byte chunk inside its row. */
+export function chunkByte(asm: Assembler, storage: Storage, row: Reg<'b32'>, chunk: Reg<'b32'>): Reg<'b32'> {
+  const permuted = storage === 'f32' ? chunk : asm.op('xor.b32', chunk, asm.op('and.b32', row, 7));
+  return asm.op('shl.b32', permuted, 4);
+}
 
 /** Reads fragments of one tile whose first row is at `base`. Steps along the inner dimension are `arithmetic.kStep` wide. */
 export interface TileView {
@@ -68,21 +75,19 @@ export function lanesOf(asm: Assembler, threadIndex: Reg<'b32'>): Lanes {
   return { lane, g: asm.op('shr.u32', lane, 2), t: asm.op('and.b32', lane, 3) };
 }
 
-/** `base ^ low` for every multiple `low` of `step` inside a 128-byte line, computed here. */
-function xored(asm: Assembler, base: Reg<'b32'>, step: 16 | 32): (low: number) => Reg<'b32'> {
-  const made = Array.from({ length: 128 / step }, (_, i) => (i === 0 ? base : asm.op('xor.b32', base, i * step)));
-  return (low) => made[low / step];
+/** `base ^ low` for every multiple `low` of 32 inside a 128-byte line, computed here. */
+function xored(asm: Assembler, base: Reg<'b32'>): (low: number) => Reg<'b32'> {
+  const made = Array.from({ length: 4 }, (_, i) => (i === 0 ? base : asm.op('xor.b32', base, i * 32)));
+  return (low) => made[low / 32];
 }
 
 const missing = (): never => {
   throw new AssemblerError('a tile is read in a way its view was not made for');
 };
 
-/** `row * pitch + ((half ^ row % 8) << 4)`: where a lane's 16-byte chunk lies. */
-function chunkAt(asm: Assembler, row: Reg<'b32'>, half: Reg<'b32'>, pitch: number): Reg<'b32'> {
-  const swizzled = asm.op('xor.b32', half, asm.op('and.b32', row, 7));
-  return asm.op('mad.lo.s32', row, pitch, asm.op('shl.b32', swizzled, 4));
-}
+/** Byte in a tile of halves of the chunk of this lane. */
+const chunkAt = (asm: Assembler, row: Reg<'b32'>, half: Reg<'b32'>, pitch: number): Reg<'b32'> =>
+  asm.op('mad.lo.s32', row, pitch, chunkByte(asm, 'f16', row, half));
 
 export function arithmeticOf(asm: Assembler, storage: Storage, lanes: Lanes): Arithmetic {
   return storage === 'f32' ? single(asm, lanes) : half(asm, storage, lanes);
@@ -111,7 +116,7 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
     kStep: 16,
     view(base, pitch, ...ways) {
       const addresses = (kind: 'a' | 'b', needed: boolean): ((low: number) => Reg<'b32'>) =>
-        needed ? xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch)), 32) : missing;
+        needed ? xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch))) : missing;
       const a = addresses('a', ways.includes('a') || ways.includes('bt'));
       const b = addresses('b', ways.includes('b'));
       const low = (step: number): number => (step * 32) & 127;
@@ -139,18 +144,15 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
 
 function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
   const bases = new Map<string, Reg<'b32'>>();
-  const laneBase = (kind: 'row' | 'even' | 'odd', pitch: number): Reg<'b32'> => {
+  /** Column t of row g, or column g of row 2 t. */
+  const laneBase = (kind: 'row' | 'down', pitch: number): Reg<'b32'> => {
     const key = `${kind}${pitch}`;
     let r = bases.get(key);
     if (r === undefined) {
-      if (kind === 'row') {
-        const zero = asm.constant('b32', 0);
-        r = asm.op('mad.lo.s32', t, 4, chunkAt(asm, g, zero, pitch));
-      } else {
-        const row = asm.op('mad.lo.s32', t, 2, kind === 'odd' ? 1 : 0);
-        const chunk = chunkAt(asm, row, asm.op('shr.u32', g, 2), pitch);
-        r = asm.op('mad.lo.s32', asm.op('and.b32', g, 3), 4, chunk);
-      }
+      r =
+        kind === 'row'
+          ? asm.op('mad.lo.s32', g, pitch, asm.op('shl.b32', t, 2))
+          : asm.op('mad.lo.s32', t, 2 * pitch, asm.op('shl.b32', g, 2));
       bases.set(key, r);
     }
     return r;
@@ -172,32 +174,20 @@ function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
     bytes: 4,
     kStep: 8,
     view(base, pitch, ...ways) {
-      const addresses = (
-        kind: 'row' | 'even' | 'odd',
-        step: 16 | 32,
-        needed: boolean,
-      ): ((low: number) => Reg<'b32'>) =>
-        needed ? xored(asm, asm.op('add.s32', base, laneBase(kind, pitch)), step) : missing;
-      const row = addresses('row', 16, ways.includes('a') || ways.includes('b'));
-      const even = addresses('even', 32, ways.includes('bt'));
-      const odd = addresses('odd', 32, ways.includes('bt'));
-      // 8 floats are two chunks of 16 bytes.
-      const read = (at: (low: number) => Reg<'b32'>, chunk: number, offset: number): Reg<'f32'> =>
-        asm.load('shared', 'f32', at((chunk * 16) & 127), offset + (chunk >> 3) * 128);
+      const row = asm.op('add.s32', base, laneBase('row', pitch));
+      const down = ways.includes('bt') ? asm.op('add.s32', base, laneBase('down', pitch)) : null;
+      const read = (at: Reg<'b32'>, offset: number): Reg<'f32'> => asm.load('shared', 'f32', at, offset);
       const right = (n8: number, k: number): Fragment =>
-        fragment([read(row, 2 * k, n8 * 8 * pitch), read(row, 2 * k + 1, n8 * 8 * pitch)]);
-      const down = (k: number, n8: number): Fragment =>
-        fragment([read(even, 2 * n8, k * 8 * pitch), read(odd, 2 * n8, k * 8 * pitch)]);
+        fragment([0, 16].map((half) => read(row, n8 * 8 * pitch + k * 32 + half)));
+      const below = (k: number, n8: number): Fragment =>
+        fragment([0, pitch].map((odd) => read(down ?? missing(), k * 8 * pitch + n8 * 32 + odd)));
       return {
         a: (m, k) =>
-          fragment([
-            read(row, 2 * k, m * 16 * pitch),
-            read(row, 2 * k, (m * 16 + 8) * pitch),
-            read(row, 2 * k + 1, m * 16 * pitch),
-            read(row, 2 * k + 1, (m * 16 + 8) * pitch),
-          ]),
+          fragment(
+            [0, 16].flatMap((half) => [0, 8].map((lower) => read(row, (m * 16 + lower) * pitch + k * 32 + half))),
+          ),
         b: (n, k) => [right(2 * n, k), right(2 * n + 1, k)],
-        bt: (k, n) => [down(k, 2 * n), down(k, 2 * n + 1)],
+        bt: (k, n) => [below(k, 2 * n), below(k, 2 * n + 1)],
       };
     },
     mma(acc, a, b) {

@@ -3,7 +3,7 @@ import { ceilDiv } from '../../../core/math.ts';
 import type { Assembler } from '../ptx/assembler.ts';
 import type { Operand, Reg } from '../ptx/registers.ts';
 import { cpAsync } from '../ptx/tensor.ts';
-import { pitchOf, type Storage } from './fragments.ts';
+import { chunkByte, pitchOf, type Storage } from './fragments.ts';
 
 /** Buffers for what a kernel walks over: the next block arrives in one while the other is worked on. */
 export const STAGES = 2;
@@ -72,10 +72,7 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
   if (lanes > chunks) idle.push(asm.op('setp.ge.s32', chunk, chunks));
   if (rowStep > rows) idle.push(asm.op('setp.ge.s32', row, rows));
   const outside = idle.length === 2 ? asm.op('or.pred', idle[0], idle[1]) : idle[0];
-  // Swizzle: chunk ^ (row % 8) moves inside lines of 8 chunks.
-  const swizzled = asm.op('xor.b32', chunk, asm.op('and.b32', row, 7));
-  const place = asm.op('mad.lo.s32', row, pitch, asm.op('shl.b32', swizzled, 4));
-  const swizzleRepeats = rowStep % 8 === 0;
+  const place = asm.op('mad.lo.s32', row, pitch, chunkByte(asm, storage, row, chunk));
   const bytesIn = asm.op('shl.b32', chunk, 4);
   // Bytes of this chunk that exist: 16 inside, fewer at the right edge, none beyond it.
   const exist = asm.op('min.s32', asm.op('max.s32', asm.op('sub.s32', columns * size, bytesIn), 0), 16);
@@ -86,6 +83,14 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
     const end = asm.label('loaded');
     if (outside !== undefined) asm.branch(end, outside);
     const at = asm.op('add.s32', target, place);
+    // Rows a multiple of rowStep below the first differ from it in bits of `row % 8` that it has clear: one exclusive or.
+    const moved = new Map<number, Reg<'b32'>>([[0, at]]);
+    const slots = (i: number): Reg<'b32'> => {
+      const bits = storage === 'f32' ? 0 : ((i * rowStep) % 8) * 16;
+      const slot = moved.get(bits) ?? asm.op('xor.b32', at, bits);
+      moved.set(bits, slot);
+      return slot;
+    };
     const index = asm.op('add.s32', first, row);
     const step = own.strideBytes === null ? null : asm.op('mul.lo.s64', own.strideBytes, rowStep);
     // Looked-up rows must exist; evenly spaced ones may lie past the end, where nothing is read.
@@ -96,15 +101,7 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
       if (i > 0) address = step === null ? lookUp(here) : asm.op('add.s64', address, step);
       const inside = asm.op('setp.lt.s32', here, limit);
       const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
-      let slot = at;
-      let offset = i * rowStep * pitch;
-      if (!swizzleRepeats && i > 0) {
-        const r = asm.op('add.s32', row, i * rowStep);
-        const moved = asm.op('shl.b32', asm.op('xor.b32', chunk, asm.op('and.b32', r, 7)), 4);
-        slot = asm.op('add.s32', target, asm.op('mad.lo.s32', r, pitch, moved));
-        offset = 0;
-      }
-      copyChunk(asm, grain, slot, offset, address, valid);
+      copyChunk(asm, grain, slots(i), i * rowStep * pitch, address, valid);
     }
     if (outside !== undefined) asm.place(end);
   };

@@ -6,7 +6,7 @@
 import { lower } from '../../../mods/lower.ts';
 import type { Assembler } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
-import { pitchOf, type Storage, type Tile } from './fragments.ts';
+import { chunkByte, pitchOf, type Storage, type Tile } from './fragments.ts';
 import type { TileShape } from './loader.ts';
 import type { Place } from './place.ts';
 import { scorerOf } from './scores.ts';
@@ -38,19 +38,22 @@ export function purge(
   rescue: () => void,
 ): void {
   const { storage } = tile;
-  const chunks = (tile.rows * pitchOf(storage, tile.padded)) / 16;
-  const passes = Math.ceil(chunks / threads);
-  const own = asm.op('mad.lo.s32', thread, 16, base);
+  const pitch = pitchOf(storage, tile.padded);
+  const perRow = (tile.padded * (storage === 'f32' ? 4 : 2)) / 16;
+  const chunks = tile.rows * perRow;
   const seen = asm.constant('b32', 0);
   const finite = asm.label('finite');
-  const eachWord = (visit: (word: Reg<'b32'>, offset: number) => void): void => {
-    for (let i = 0; i < passes; i++) {
+  const eachWord = (visit: (word: Reg<'b32'>, at: Reg<'b32'>, offset: number) => void): void => {
+    for (let i = 0; i * threads < chunks; i++) {
       const skip = asm.label('chunk');
+      const index = asm.op('add.s32', thread, i * threads);
       const ragged = (i + 1) * threads > chunks;
-      if (ragged) asm.branch(skip, asm.op('setp.ge.s32', thread, chunks - i * threads));
-      const offset = i * threads * 16;
-      asm.loadVector('shared', 'b32', 4, own, offset).forEach((word, j) => {
-        visit(word, offset + 4 * j);
+      if (ragged) asm.branch(skip, asm.op('setp.ge.s32', index, chunks));
+      const row = asm.op('div.u32', index, perRow);
+      const chunk = asm.op('sub.s32', index, asm.op('mul.lo.s32', row, perRow));
+      const at = asm.op('add.s32', asm.op('mad.lo.s32', row, pitch, base), chunkByte(asm, storage, row, chunk));
+      asm.loadVector('shared', 'b32', 4, at).forEach((word, j) => {
+        visit(word, at, 4 * j);
       });
       if (ragged) asm.place(skip);
     }
@@ -62,12 +65,12 @@ export function purge(
   asm.branch(finite, any, { negate: true, uniform: true });
   rescue();
   asm.barrier();
-  eachWord((word, offset) => {
+  eachWord((word, at, offset) => {
     // Each flagged element's bits become ones, and are cleared.
     const sign = flags(asm, storage, word);
     const ones =
       storage === 'f32' ? asm.op('shr.s32', sign, 31) : asm.op('mul.lo.s32', asm.op('shr.u32', sign, 15), 0xffff);
-    asm.store('shared', 'b32', own, asm.op('and.b32', word, asm.op('not.b32', ones)), offset);
+    asm.store('shared', 'b32', at, asm.op('and.b32', word, asm.op('not.b32', ones)), offset);
   });
   asm.barrier();
   asm.place(finite);
@@ -107,7 +110,7 @@ export function addAttended(asm: Assembler, options: Attended): void {
     return asm.op('and.pred', kept, inside);
   });
   const line = asm.op('mad.lo.s32', row, pitch, base);
-  const swizzle = asm.op('shl.b32', asm.op('and.b32', row, 7), 4);
+  const swizzle = chunkByte(asm, spec.storage, row, asm.constant('b32', 0));
   acc[0].forEach((_, n) => {
     for (const j of [0, 1]) {
       // Byte of column 8 n + 2 t + j; its 16-byte chunk is permuted by the row.

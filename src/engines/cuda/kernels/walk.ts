@@ -28,6 +28,34 @@ export interface WalkOptions {
   readonly rowStride: Reg<'b32'>;
 }
 
+/** Every block of every row, where no mask leaves any out: nothing has to be read to know where to go. */
+export function walkAll(asm: Assembler, rows: number, blocks: Reg<'b32'>): BlockWalk {
+  const block = asm.constant('b32', 0);
+  const row = asm.constant('b32', 0);
+  const more = asm.op('setp.gt.s32', blocks, 0);
+  return {
+    block,
+    partial: asm.constant('b32', 0),
+    row,
+    more,
+    advance() {
+      asm.set(block, 'add.s32', block, 1);
+      asm.set(more, 'setp.lt.s32', block, blocks);
+      if (rows === 1) return;
+      const inside = asm.label('inside');
+      asm.branch(inside, more, { uniform: true });
+      asm.set(block, 'mov.b32', asm.constant('b32', 0));
+      asm.set(row, 'add.s32', row, 1);
+      asm.set(more, 'setp.lt.s32', row, rows);
+      asm.place(inside);
+    },
+  };
+}
+
+/** Blocks of `size` in `length` positions. */
+export const blocksIn = (asm: Assembler, length: Reg<'b32'>, size: number): Reg<'b32'> =>
+  asm.op('div.u32', asm.op('add.s32', length, size - 1), size);
+
 /** Emits the first step as well: afterwards `more` says whether there is any block. */
 export function walkBlocks(asm: Assembler, { rowStart, runs, rows, rowStride }: WalkOptions): BlockWalk {
   const block = asm.constant('b32', 0);

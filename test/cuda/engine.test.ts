@@ -1,0 +1,160 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test, { type TestContext } from 'node:test';
+import { DeviceError, DisposedError, MemoryError } from '../../src/core/errors.ts';
+import { tensor, zeros } from '../../src/core/tensor.ts';
+import type { Operands } from '../../src/engine/contract.ts';
+import { type CudaEngine, open, probe } from '../../src/engines/cuda/index.ts';
+import { planOn } from '../../src/plan/choose.ts';
+import { type Fake, type FakeOptions, fakeDriver } from './fake.ts';
+import { problemOf } from './problems.ts';
+
+async function opened(
+  t: TestContext,
+  options: FakeOptions = {},
+): Promise<{ engine: CudaEngine; fake: Fake; cache: string }> {
+  const cache = mkdtempSync(join(tmpdir(), 'tilewise-cuda-'));
+  const fake = fakeDriver(options);
+  const engine = await open({ driver: fake.driver, cache });
+  t.after(async () => {
+    await engine.close();
+    rmSync(cache, { recursive: true, force: true });
+  });
+  return { engine, fake, cache };
+}
+
+function operandsOf(engine: CudaEngine): Operands {
+  const make = (): ReturnType<CudaEngine['upload']> => engine.upload(zeros('bf16', [1, 2, 128, 64]));
+  return {
+    q: make(),
+    k: make(),
+    v: make(),
+    out: make(),
+    lse: engine.allocate('f32', [1, 2, 128]),
+    sides: [],
+    sink: null,
+  };
+}
+
+test('probe names the GPU or says why there is none', async () => {
+  const found = await probe({ driver: fakeDriver().driver });
+  assert.ok(found.available && /Fake GPU, compute capability 9, driver for CUDA 13.0/.test(found.detail));
+  const none = await probe({ driver: fakeDriver({ devices: 0 }).driver });
+  assert.ok(!none.available && /no device 0/.test(none.reason));
+  const old = await probe({ driver: fakeDriver({ capability: 75 }).driver });
+  assert.ok(!old.available && /7.5; 8.0 \(Ampere\)/.test(old.reason));
+  await assert.rejects(open({ driver: fakeDriver({ capability: 75 }).driver }), DeviceError);
+});
+
+test('what is uploaded comes back, and writes replace it', async (t) => {
+  const { engine } = await opened(t);
+  const x = engine.upload(tensor(Float32Array.of(1, 2, 3), [3]));
+  assert.deepEqual((await x.read()).data, Float32Array.of(1, 2, 3));
+  engine.write(x, tensor(Float32Array.of(4, 5, 6), [3]));
+  assert.deepEqual((await x.read()).data, Float32Array.of(4, 5, 6));
+  const y = engine.upload(zeros('f32', [3]));
+  engine.copy(x, y, { pairs: Int32Array.of(0, 2, 2, 0), length: 1 });
+  assert.deepEqual((await y.read()).data, Float32Array.of(6, 0, 4));
+  assert.throws(() => engine.write(x, zeros('f32', [4])), /expected f32\[3\]/);
+});
+
+test('a run queues one launch with its arguments, and the second prepare compiles nothing', async (t) => {
+  const { engine, fake } = await opened(t);
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  const { plan } = planOn(problem, engine);
+  assert.ok(plan);
+  const program = await engine.prepare(problem, plan.forward);
+  await program.run(problem, operandsOf(engine));
+  assert.equal(fake.launches.length, 1);
+  const [launch] = fake.launches;
+  assert.equal(launch.grid[1], 2);
+  assert.ok(launch.argumentBytes > 100 && launch.sharedBytes > 0);
+  assert.equal(await engine.prepare(problem, plan.forward), program);
+  assert.equal(fake.calls.filter((c) => c === 'cuLinkCreate_v2').length, 1);
+});
+
+test('a compiled program is published on disk once and found again', async (t) => {
+  const { engine, cache } = await opened(t);
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  const step = planOn(problem, engine).plan!.forward;
+  await engine.prepare(problem, step);
+  const files = readdirSync(cache);
+  assert.equal(files.length, 1);
+  assert.match(files[0], /^[0-9a-f]{40}\.cubin$/);
+  const second = fakeDriver();
+  const other = await open({ driver: second.driver, cache });
+  await other.prepare(problem, step);
+  await other.close();
+  assert.ok(!second.calls.includes('cuLinkCreate_v2'));
+});
+
+test('a kernel that does not compile gives the compiler log', async (t) => {
+  const { engine } = await opened(t, { compiler: () => 'ptxas fatal: line 7' });
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  await assert.rejects(
+    engine.prepare(problem, planOn(problem, engine).plan!.forward),
+    (e) => e instanceof DeviceError && /ptxas fatal: line 7/.test(e.message),
+  );
+});
+
+test('out of memory names the sizes and leaves the engine usable', async (t) => {
+  const { engine } = await opened(t, { memory: 2 ** 22 });
+  const before = engine.bytesInUse;
+  assert.throws(
+    () => engine.allocate('f32', [2 ** 22]),
+    (e) => e instanceof MemoryError && e.requested === 2 ** 24 && e.available <= 2 ** 22,
+  );
+  assert.equal(engine.bytesInUse, before);
+  engine.allocate('f32', [16]).dispose();
+});
+
+test('freed memory is used again, and trimmed before giving up', async (t) => {
+  const { engine, fake } = await opened(t, { memory: 2 ** 23 });
+  const first = engine.allocate('u8', [2 ** 21]);
+  const { address } = first;
+  first.dispose();
+  const again = engine.allocate('u8', [2 ** 21]);
+  assert.equal(again.address, address);
+  again.dispose();
+  engine.allocate('u8', [7 * 2 ** 20]);
+  assert.ok(fake.calls.includes('cuMemFree_v2'));
+});
+
+test('a disposed tensor and a closed engine say so', async (t) => {
+  const { engine, fake } = await opened(t);
+  const x = engine.allocate('f32', [4]);
+  x.dispose();
+  x.dispose();
+  await assert.rejects(x.read(), DisposedError);
+  await engine.close();
+  await engine.close();
+  assert.throws(() => engine.allocate('f32', [1]), DisposedError);
+  assert.equal(fake.allocations.size, 0);
+  assert.equal(fake.liveModules.size, 0);
+});
+
+test('memory of somebody else is checked for alignment and device, and not freed', async (t) => {
+  const { engine, fake } = await opened(t);
+  const own = engine.allocate('f32', [4]);
+  const view = engine.wrap(own.address, 'f32', [4]);
+  view.dispose();
+  assert.ok(fake.allocations.has(own.address));
+  assert.throws(() => engine.wrap(own.address + 4, 'f32', [1]), /16 divides/);
+  assert.throws(() => engine.wrap(2 ** 33 * 8, 'f32', [1]), /memory of device 1, not of device 0/);
+});
+
+test('a failure on the GPU rejects where it is waited for, by its name', async (t) => {
+  const { engine, fake } = await opened(t);
+  fake.failures.set('cuEventQuery', 700);
+  await assert.rejects(engine.synchronize(), /work on the GPU failed: CUDA_ERROR_700 \(700\)/);
+});
+
+test('two engines on one device do not take tensors of each other', async (t) => {
+  const { engine } = await opened(t);
+  const { engine: other } = await opened(t);
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  const program = await engine.prepare(problem, planOn(problem, engine).plan!.forward);
+  await assert.rejects(program.run(problem, operandsOf(other)), /q: expected a tensor of this CUDA engine/);
+});
