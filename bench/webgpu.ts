@@ -211,7 +211,7 @@ async function row(
   name: string,
   shape: Shape,
   pass: 'forward' | 'backward',
-  tiles: readonly TileConfig[],
+  tiles: readonly TileConfig[] | null,
 ): Promise<void> {
   const problem = problemOf(shape);
   const operands = operandsOf(problem);
@@ -221,12 +221,12 @@ async function row(
     if (chosen === null) return;
     if (pass === 'backward') await (await engine.prepare(problem, plan.forward)).run(problem, operands);
     const kernels = engine.kernels.filter((k) => k.pass === pass && k.refuse(problem, engine.caps) === null);
-    const steps =
-      tiles.length === 0
-        ? [chosen]
-        : tiles.flatMap((config) =>
-            kernels.filter((k) => k.name !== 'decode').map((k) => ({ ...chosen, kernel: k.name, config })),
-          );
+    const steps = !tiles
+      ? [chosen]
+      : kernels.flatMap((k) => {
+          const configs = 'rt' in k.configs(problem, engine.caps)[0] ? tiles : k.configs(problem, engine.caps);
+          return configs.map((config) => ({ ...chosen, kernel: k.name, config }));
+        });
     for (const step of steps) {
       try {
         const ms = await time(problem, operands, step);
@@ -255,10 +255,10 @@ for (const pass of ['forward', 'backward'] as const) {
     for (const D of numbers('d', '64,128'))
       for (const Sq of numbers('n', '1024,4096')) {
         const shape = { Hq, Sq, D, dtype, grads: pass === 'backward' };
-        const tiles = flag('tune') ? (TUNE[`${pass} ${D}`] ?? []) : [];
+        const tiles = flag('tune') ? (TUNE[`${pass} ${D}`] ?? []) : null;
         await row(`${dtype} n${Sq} d${D} full`, shape, pass, tiles);
         if (flag('tune')) continue;
-        await row(`${dtype} n${Sq} d${D} causal`, { ...shape, mask: causal() }, pass, []);
+        await row(`${dtype} n${Sq} d${D} causal`, { ...shape, mask: causal() }, pass, null);
       }
 }
 if (flag('window'))
@@ -272,7 +272,7 @@ if (flag('window'))
 if (flag('decode'))
   for (const dtype of ['f16', 'f32'] as const) {
     const shape = { B: 16, Hq: 32, Hkv: 8, Sq: 1, Sk: 8192, D: 128, dtype };
-    await row(`decode ${dtype} b16 hq32 hkv8 n8192 d128`, shape, 'forward', []);
+    await row(`decode ${dtype} b16 hq32 hkv8 n8192 d128`, shape, 'forward', flag('tune') ? [] : null);
     const bytes = 16 * 8 * 8192 * 256 * (dtype === 'f16' ? 2 : 4);
     const last = report.rows.at(-1) as { ms: number };
     console.log(`decode reads ${(bytes / last.ms / 1e9).toFixed(3)} TB/s`);

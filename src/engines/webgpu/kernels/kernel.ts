@@ -1,11 +1,12 @@
 /** What a WebGPU kernel is to the runtime: shaders with named bindings, and per run the numbers that go with them. */
+import { BYTES } from '../../../core/dtype.ts';
 import type { Caps, Config, Kernel, Listing } from '../../../engine/contract.ts';
 import { printExpr } from '../../../mods/print.ts';
 import { dropThreshold } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Shader } from '../wgsl/module.ts';
-import { aligned, strideValues } from './rows.ts';
+import { aligned, type Family, strideValues, widthOf } from './rows.ts';
 
 export interface WebGpuCaps extends Caps {
   readonly engine: 'webgpu';
@@ -82,9 +83,26 @@ export function refuseShared(problem: Problem, caps: WebGpuCaps): string | null 
   // q, k, v, out, lse and tables, as forward binds them; backward checks its own.
   const buffers = 6 + sides.length + (sink ? 1 : 0);
   if (buffers > caps.storageBuffers) return `${buffers} storage buffers, the device binds ${caps.storageBuffers}`;
+  const largest = Math.max(...(['q', 'k', 'v', 'out'] as const).map((f) => extentOf(problem, f)));
+  if (largest > caps.bindingSize) return `a tensor of ${largest} bytes, the device binds ${caps.bindingSize}`;
   if (Math.max(B, Hq) > caps.dispatchSize)
     return `${Math.max(B, Hq)} heads or batches, the device dispatches ${caps.dispatchSize}`;
   return null;
+}
+
+/** Bytes from the start of an operand to the end of its last row, the last page's first row when paged. */
+function extentOf(problem: Problem, family: Family): number {
+  const { B, Hq, Hkv, sequences, strides, dtype, kv } = problem;
+  const { b, h, s } = strides[family];
+  const query = family === 'q' || family === 'out';
+  if (B === 0 || Hkv === 0) return 0;
+  let last = 0;
+  for (let i = 0; i < B; i++) {
+    const rows = query ? sequences[4 * i] + sequences[4 * i + 1] : sequences[4 * i + 2] + sequences[4 * i + 3];
+    last = Math.max(last, i * b + Math.max(rows - 1, 0) * s);
+  }
+  if (!query && kv.kind === 'paged') last = kv.table.reduce((most, page) => Math.max(most, page), 0) * b;
+  return (last + ((query ? Hq : Hkv) - 1) * h + widthOf(problem, family)) * BYTES[dtype];
 }
 
 /** Parameters every shader may ask for. */

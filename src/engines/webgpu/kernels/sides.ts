@@ -14,6 +14,8 @@ import type { Problem } from '../../../problem/problem.ts';
 import type { Pass } from './backward.ts';
 import { binnedPasses } from './sides_binned.ts';
 import { positionalPasses } from './sides_positional.ts';
+import { rowsOf } from './tile.ts';
+import { type TileConfig, tile } from './tiles.ts';
 
 /** One load of a side with its factor, the derivative of the modifier by what it loads. */
 export interface Term {
@@ -44,7 +46,21 @@ export function axesOf({ load }: Term): Axis[] | null {
   return axes;
 }
 
-export function sidePasses(problem: Problem): Pass[] {
+/**
+ * The tile of these passes: they keep a whole tile, and where its loads went, in workgroup memory besides what the products
+ * need, so it is small enough for 16 KiB.
+ */
+const SMALL = tile(8, 8, 4, 32, 4, 16);
+const smaller = (t: TileConfig): TileConfig => (rowsOf(t) * t.cols > rowsOf(SMALL) * SMALL.cols ? SMALL : t);
+const onSmallTiles = ({ emit, grid, workspace }: Pass): Pass => ({
+  emit: (p, t) => emit(p, smaller(t)),
+  grid: (p, t) => grid(p, smaller(t)),
+  workspace: (p, t) => workspace?.(p, smaller(t)) ?? {},
+});
+
+export const sidePasses = (problem: Problem): Pass[] => passesOf(problem).map(onSmallTiles);
+
+function passesOf(problem: Problem): Pass[] {
   const { grads, mod, sides } = problem;
   if (grads === null || mod === null) return [];
   return sides.flatMap((tensor, k) => {
@@ -63,5 +79,4 @@ export function sidePasses(problem: Problem): Pass[] {
 /** Scratch of one side's partial sums. */
 export const partialsName = (k: number): string => `partials${k}`;
 
-/** Workgroups along z are limited, so tiles of keys are counted there and batches times heads along x. */
 export const tilesOf = (n: number, block: number): number => ceilDiv(n, block);
