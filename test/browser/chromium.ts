@@ -1,0 +1,86 @@
+/**
+ * A real browser for tests: the Chromium that the machine has, driven by playwright-core, on pages of our own server. Where there is none the
+ * tests are skipped and say so, except in CI, where that is a failure.
+ */
+import { existsSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import test from 'node:test';
+import { fileURLToPath } from 'node:url';
+import type { Browser, Page } from 'playwright-core';
+import { type Served, serve } from '../../tools/serve.ts';
+import type { Checks } from './page.ts';
+
+const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'];
+/** The last two: WebGPU on the processor, and without SwiftShader's unrolled clearing of workgroup memory, which takes seconds a shader. */
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+  '--enable-unsafe-webgpu',
+  '--use-webgpu-adapter=swiftshader',
+  '--disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension',
+];
+
+const executable =
+  process.env.CHROMIUM ??
+  (process.env.PATH ?? '')
+    .split(delimiter)
+    .flatMap((folder) => NAMES.map((name) => join(folder, name)))
+    .find((file) => existsSync(file));
+const compiled = import.meta.url.endsWith('.js');
+
+/** Why there is no browser to test in; null when there is one. */
+export const noBrowser: string | null = !compiled
+  ? 'browsers run compiled code: npm test -- browser'
+  : executable === undefined
+    ? 'no Chromium here: apt-get install chromium, or CHROMIUM=/path'
+    : null;
+
+/** The folder of compiled code, which holds src and test. */
+export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url));
+
+let browser: Promise<Browser> | null = null;
+const servers: Served[] = [];
+
+/** A page that loads `script`, a path below `folder`, and has `checks` of page.ts then. */
+export async function openPage(folder: string, script: string, isolated: boolean): Promise<Page> {
+  if (executable === undefined) throw new Error(noBrowser ?? '');
+  const { chromium } = await import('playwright-core');
+  browser ??= chromium.launch({ executablePath: executable, args: FLAGS });
+  const html = `<!doctype html><title>tilewise</title><script type="module" src="${script}"></script>`;
+  const server = await serve(folder, { isolated, pages: { '/': html } });
+  servers.push(server);
+  const page = await (await browser).newPage();
+  const problems: string[] = [];
+  page.on('pageerror', (error) => problems.push(error.message));
+  page.on('requestfailed', (request) => problems.push(`${request.url()} did not load`));
+  await page.goto(server.origin);
+  await page.waitForFunction('"checks" in globalThis', undefined, { timeout: 20_000 }).catch((cause: unknown) => {
+    throw new Error(`the page did not start: ${problems.join('; ')}`, { cause });
+  });
+  return page;
+}
+
+/** Calls a function of page.ts in the page. */
+export const call = <N extends keyof Checks>(
+  page: Page,
+  name: N,
+  ...args: Parameters<Checks[N]>
+): Promise<Awaited<ReturnType<Checks[N]>>> => page.evaluate(`checks.${name}(...${JSON.stringify(args)})`);
+
+/** A test in the browser: skipped with the reason where there is none, failed in CI. */
+export const browserTest = (name: string, body: () => Promise<void>): void => {
+  test(name, { skip: noBrowser !== null && process.env.CI === undefined && noBrowser }, async () => {
+    if (noBrowser !== null) throw new Error(noBrowser);
+    await body();
+  });
+};
+
+if (noBrowser === null)
+  test.after(async () => {
+    await (await browser)?.close();
+    await Promise.all(servers.map((server) => server.close()));
+  });
