@@ -9,7 +9,7 @@ import { copyKey, copyLaunch, copyShader, copyShape } from './copy.ts';
 import type { Found } from './device.ts';
 import { Faults } from './faults.ts';
 import { KERNELS } from './kernels/index.ts';
-import { problemKey, type WebGpuCaps, type WebGpuKernel } from './kernels/kernel.ts';
+import { type Launch, problemKey, type WebGpuCaps, type WebGpuKernel } from './kernels/kernel.ts';
 import { type Borrowed, type Compiled, compile, type Place, placesOfOperands, programKey, record } from './programs.ts';
 import { GpuTensor, ownTensor } from './tensor.ts';
 import type { Shader } from './wgsl/module.ts';
@@ -111,7 +111,16 @@ export class WebGpuEngine implements Engine {
       throw new ArgumentError('step.kernel', `one of ${this.kernels.map((k) => k.name).join(', ')}`, step.kernel);
     const key = programKey(kernel.name, step.config, problemKey(problem));
     const compiled = await this.#compile(key, () => kernel.shaders(problem, step.config, this.caps));
-    const launchOf = (p: Problem) => kernel.launch(p, step.config, this.caps);
+    // Lengths and page tables may be rewritten in place between calls; everything else of a problem is frozen.
+    const launches = new WeakMap<Problem, Launch>();
+    const launchOf = (p: Problem): Launch => {
+      let launch = launches.get(p);
+      if (launch === undefined) {
+        launch = kernel.launch(p, step.config, this.caps);
+        if (p.uniform && p.kv.kind === 'strided') launches.set(p, launch);
+      }
+      return launch;
+    };
     return {
       key,
       run: async (p: Problem, operands: Operands, options: RunOptions = {}) => {
@@ -195,7 +204,7 @@ export class WebGpuEngine implements Engine {
     return compiling;
   }
 
-  #submit(compiled: readonly Compiled[], launch: Parameters<typeof record>[3], places: Map<string, Place>): void {
+  #submit(compiled: readonly Compiled[], launch: Launch, places: Map<string, Place>): void {
     this.#faults.watch('running', 0, () => {
       const encoder = this.device.createCommandEncoder();
       const borrowed = record(this.#recorder, encoder, compiled, launch, places);

@@ -3,7 +3,7 @@ import { UnsupportedError } from '../../core/errors.ts';
 import type { Engine, Operands } from '../../engine/contract.ts';
 import type { Buffers } from './buffers.ts';
 import type { Faults } from './faults.ts';
-import type { Launch } from './kernels/kernel.ts';
+import type { Launch, ParamValues } from './kernels/kernel.ts';
 import { type GpuTensor, ownTensor } from './tensor.ts';
 import { packParams, type Shader } from './wgsl/module.ts';
 
@@ -79,6 +79,20 @@ export interface Recorder {
   readonly bindingSize: number;
 }
 
+/** Uniforms by launch and shader: runs of one problem write the same bytes. */
+const uniforms = new WeakMap<ParamValues, Map<Shader, { readonly hasDLse: boolean; readonly bytes: ArrayBuffer }>>();
+
+function packed(shader: Shader, params: ParamValues, hasDLse: boolean): ArrayBuffer {
+  const known = uniforms.get(params) ?? new Map();
+  uniforms.set(params, known);
+  let found = known.get(shader);
+  if (found?.hasDLse !== hasDLse) {
+    found = { hasDLse, bytes: packParams(shader, { ...params, hasDLse: Number(hasDLse) }) };
+    known.set(shader, found);
+  }
+  return found.bytes;
+}
+
 /**
  * Writes a launch into an encoder: uniforms and tables through the queue (before the encoder can be submitted), zeroes,
  * then the dispatches in one pass, which WebGPU runs in order.
@@ -128,7 +142,7 @@ export function record(
       });
       if (shader.params.length > 0) {
         const uniform = borrow(shader.params.length * 4, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
-        device.queue.writeBuffer(uniform, 0, packParams(shader, { ...params, hasDLse: Number(hasDLse) }));
+        device.queue.writeBuffer(uniform, 0, packed(shader, params, hasDLse));
         entries.push({ binding: 0, resource: { buffer: uniform } });
       }
       pass.setPipeline(pipeline);
