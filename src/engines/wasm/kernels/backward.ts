@@ -135,7 +135,14 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
   const maskedWeights = mask && emitWeights(m, 'masked_weights', piece, row, expressions, table);
   const drop = dropout && emitDropWeights(m, piece, row);
   const dScore = derivatives?.dScore ?? null;
-  const gradients = emitScoreGradients(m, piece, row, dsRow, { ...expressions, dScore, terms }, table);
+  const gradients = emitScoreGradients(
+    m,
+    piece,
+    row,
+    dsRow,
+    { ...expressions, dScore, terms, dropped: dropout !== null },
+    table,
+  );
 
   const operands = { q: 'i32', dOut: 'i32', group: 'i32', scratch: 'i32', ds: 'i32', partial: 'i32' } as const;
   /** One block of queries against one group of keys. */

@@ -4,10 +4,11 @@
  */
 import { LOG2E } from '../../../core/math.ts';
 import type { F32 } from '../../../mods/expr.ts';
-import type { Callable } from '../asm/func.ts';
+import type { Callable, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32x4, i32, i32Const, i32x4, type V128, v128, v128Const } from '../asm/values.ts';
 import { exp2Constants, exp2Negative } from '../functions.ts';
+import type { Value } from '../math.ts';
 import { philox, splatWord } from '../philox.ts';
 import { type ConstantTable, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
 import { CHAIN, HEAD } from './chains.ts';
@@ -26,7 +27,7 @@ export const BLOCK = {
   rows: 'i32',
 } as const;
 
-type Block = { readonly [K in keyof typeof BLOCK]: import('../asm/func.ts').Local<'i32'> };
+type Block = { readonly [K in keyof typeof BLOCK]: Local<'i32'> };
 
 const positions = ({ f }: Vectors, a: Block): Positions => ({
   b: f.let(CHAIN.i32(a.chain, 'b'), 'b'),
@@ -122,6 +123,8 @@ export interface ScoreGradients extends Expressions {
   /** d modified / d score; null without a modifier. */
   readonly dScore: F32 | null;
   readonly terms: readonly SideTerm[];
+  /** `kept` differs from p. */
+  readonly dropped: boolean;
 }
 
 /**
@@ -136,7 +139,7 @@ export function emitScoreGradients(
   e: ScoreGradients,
   table: ConstantTable,
 ): Callable {
-  const { dScore, terms, sides } = e;
+  const { dScore, terms, sides, dropped } = e;
   const buffers = { s: 'i32', p: 'i32', kept: 'i32', dp: 'i32', ds: 'i32' } as const;
   return m.func('score_gradients', { ...BLOCK, ...buffers }, (f, a) => {
     const v = new Vectors(f, shape, { table, at: a.constants });
@@ -155,11 +158,14 @@ export function emitScoreGradients(
     const isValid = v.map((i) => i32x4.lt_s(i, limit), iota(v, i32Const(0)));
     const sums = terms.map(({ load }) => (sameForQueries(load) ? v.map((x) => x, v.repeat(ints(0))) : null));
     const bases = terms.map(({ plan }) => f.let(i32.load(CHAIN.i32(a.chain, 'sides'), 4 * plan), 'gradient'));
-    let places: (readonly import('../math.ts').Value[])[] = [];
+    let places: (readonly Value[])[] = [];
     f.for(0, a.rows, 1, () => {
       const p = v.load(a.p);
-      const shift = v.splat(f32.neg(f32.load(delta)));
-      const raw = v.map((k, d, w, t) => v.madd(k, d, f32x4.mul(w, t)), v.load(a.kept), v.load(a.dp), p, shift);
+      const shift = v.splat(f32.load(delta));
+      // Without dropout the difference comes first: where dP is delta, nothing is left.
+      const raw = dropped
+        ? v.map((k, d, w, t) => f32x4.sub(f32x4.mul(k, d), f32x4.mul(w, t)), v.load(a.kept), v.load(a.dp), p, shift)
+        : v.map((d, w, t) => f32x4.mul(f32x4.sub(d, t), w), v.load(a.dp), p, shift);
       const natural = v.map((x, w, z) => v128.and(x, f32x4.ne(w, z)), raw, p, zero);
       let gradient: Vec = v.map((x, c) => f32x4.mul(x, c), natural, scale);
       if (dScore) {
