@@ -1,7 +1,7 @@
 /**
  * Times the CUDA kernels on this machine's GPU: device time by events, the L2 cache flushed before every launch, medians.
  *
- *     node bench/cuda.ts OUT.json [forward] [backward] [decode] [mods] [d=64,128] [n=512,8192] [tune]
+ *     node bench/cuda.ts OUT.json [forward] [backward] [decode] [mods] [f32] [host] [d=64,128] [n=512,8192] [kernel=mma] [tune]
  *
  * TFLOP/s count 4 * pairs * D forward and 2.5 times that backward, with half the pairs when causal, as ../bench tables do.
  */
@@ -25,6 +25,13 @@ const list = (name: string, otherwise: number[]): number[] =>
     ?.slice(name.length + 1)
     .split(',')
     .map(Number) ?? otherwise;
+
+/** `kernel=mma,decode` keeps the kernels with one of the words in their name. */
+const kept = words
+  .find((w) => w.startsWith('kernel='))
+  ?.slice(7)
+  .split(',') ?? [''];
+const named = (kernel: string): boolean => kept.some((part) => kernel.includes(part));
 
 interface Shape {
   readonly B: number;
@@ -181,7 +188,7 @@ async function main(): Promise<void> {
       const stepOf = (pass: Pass, kernel: string, config: unknown): Step =>
         ({ pass, kernel, config, cost: { flops: 0, bytes: 0, workspace: 0, seconds: 0 } }) as Step;
       const pick = (pass: Pass) =>
-        engine.kernels.filter((k) => k.pass === pass && k.refuse(problem, engine.caps) === null);
+        engine.kernels.filter((k) => k.pass === pass && named(k.name) && k.refuse(problem, engine.caps) === null);
       const first = pick('forward')[0];
       await (await engine.prepare(problem, stepOf('forward', first.name, first.configs(problem, engine.caps)[0]))).run(
         problem,
@@ -262,7 +269,7 @@ async function main(): Promise<void> {
       [16, 32768],
       [64, 8192],
     ])
-      for (const pageSize of [undefined, 16]) {
+      for (const pageSize of flag('tune') ? [undefined] : [undefined, 16]) {
         const shape = { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128, ...(pageSize && { pageSize }) };
         await measure(`decode b${B} n${N}${pageSize ? ` pages of ${pageSize}` : ''}`, shape, ['forward'], 1);
       }

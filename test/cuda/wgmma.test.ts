@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import type { Driver } from '../../src/engines/cuda/driver/api.ts';
 import { encodeTensorMap } from '../../src/engines/cuda/driver/tensormap.ts';
-import type { CudaCaps } from '../../src/engines/cuda/kernel.ts';
+import type { CudaCaps, CudaKernel } from '../../src/engines/cuda/kernel.ts';
+import { backwardWgmma } from '../../src/engines/cuda/kernels/backward_wgmma.ts';
 import { forwardWgmma } from '../../src/engines/cuda/kernels/forward_wgmma.ts';
 import { Assembler } from '../../src/engines/cuda/ptx/assembler.ts';
 import {
@@ -175,17 +176,29 @@ const VARIANTS: readonly (readonly [string, Partial<Problem>])[] = [
   ['dropout', { dropout: { p: 0.1, seed: [1, 2], offset: 0 } }],
 ];
 
+/** Every program of every configuration: assembled, with nothing spilled and no product waiting for another. */
+function assembleAll(kernel: CudaKernel, problem: Problem): void {
+  for (const config of kernel.configs(problem, HOPPER))
+    for (const program of kernel.kernels(problem, config)) {
+      const { spilled, stack, warnings } = assemble(program);
+      const name = `${program.name} ${JSON.stringify(config)}`;
+      assert.ok(program.sharedBytes <= HOPPER.sharedPerBlock, `${name}: ${program.sharedBytes} bytes of shared memory`);
+      assert.equal(spilled, 0, name);
+      assert.equal(stack, 0, name);
+      assert.equal(warnings, '', name);
+    }
+}
+
+const grads = { q: true, k: true, v: true, sides: [], sink: false };
+
 for (const D of [64, 128, 256, 40])
-  for (const [what, overrides] of VARIANTS)
-    test(`forward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
-      const problem = problemOf(D, overrides);
-      for (const config of forwardWgmma.configs(problem, HOPPER)) {
-        const [kernel] = forwardWgmma.kernels(problem, config);
-        const { spilled, stack, warnings } = assemble(kernel);
-        const name = JSON.stringify(config);
-        assert.ok(kernel.sharedBytes <= HOPPER.sharedPerBlock, `${name}: ${kernel.sharedBytes} bytes of shared memory`);
-        assert.equal(spilled, 0, name);
-        assert.equal(stack, 0, name);
-        assert.equal(warnings, '', name);
-      }
+  for (const [what, overrides] of VARIANTS) {
+    test(`backward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
+      const problem = problemOf(D, { ...overrides, grads });
+      if (backwardWgmma.refuse(problem, HOPPER) === null) assembleAll(backwardWgmma as CudaKernel, problem);
+      else assert.match(backwardWgmma.refuse(problem, HOPPER) ?? '', /different lengths/);
     });
+    test(`forward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
+      assembleAll(forwardWgmma as CudaKernel, problemOf(D, overrides));
+    });
+  }

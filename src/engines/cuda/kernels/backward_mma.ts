@@ -32,6 +32,8 @@ export interface BackwardTile {
   readonly blockK: number;
   readonly warps: number;
   readonly perSm: number;
+  /** Keep the fragments of the owned rows in registers (dQ only). */
+  readonly hold?: boolean;
 }
 
 export interface BackwardConfig extends Readonly<Record<string, number | string | boolean>> {
@@ -47,6 +49,8 @@ export interface BackwardConfig extends Readonly<Record<string, number | string 
   readonly queriesK: number;
   readonly queriesWarps: number;
   readonly queriesPerSm: number;
+  /** The program for dQ keeps the fragments of Q and dOut in registers. */
+  readonly queriesHold: boolean;
 }
 
 const keysTile = (c: BackwardConfig): BackwardTile => ({
@@ -60,11 +64,12 @@ const queriesTile = (c: BackwardConfig): BackwardTile => ({
   blockK: c.queriesK,
   warps: c.queriesWarps,
   perSm: c.queriesPerSm,
+  hold: c.queriesHold,
 });
 
 type Tile = readonly [q: number, k: number, warps: number, perSm: number];
 
-const config = (keys: Tile, queries: Tile, together = true): BackwardConfig => ({
+const config = (keys: Tile, queries: Tile, together = true, hold = false): BackwardConfig => ({
   keysQ: keys[0],
   keysK: keys[1],
   keysWarps: keys[2],
@@ -74,6 +79,7 @@ const config = (keys: Tile, queries: Tile, together = true): BackwardConfig => (
   queriesK: queries[1],
   queriesWarps: queries[2],
   queriesPerSm: queries[3],
+  queriesHold: hold,
 });
 
 function candidates(spec: Spec): BackwardConfig[] {
@@ -88,17 +94,14 @@ function candidates(spec: Spec): BackwardConfig[] {
   if (widest <= 64 && spec.dropout) return [config([32, 64, 4, 2], [128, 32, 4, 2])];
   if (widest <= 64)
     return [
+      config([32, 128, 4, 2], [128, 32, 4, 2], true, true),
       config([32, 128, 4, 2], [128, 32, 4, 2]),
-      config([32, 128, 4, 2], [128, 64, 4, 2]),
-      config([64, 128, 8, 1], [128, 64, 4, 2]),
       config([64, 64, 4, 2], [64, 64, 4, 2]),
     ];
   if (widest <= 128)
     return [
-      config([64, 128, 8, 1], [128, 32, 4, 2]),
       config([64, 64, 4, 2], [128, 32, 4, 2]),
-      config([64, 128, 8, 1], [64, 64, 4, 2]),
-      config([64, 128, 8, 1], [64, 32, 4, 3]),
+      config([64, 128, 8, 1], [128, 32, 4, 2]),
       config([32, 64, 4, 1], [64, 32, 4, 1]),
     ];
   return [
@@ -182,7 +185,7 @@ export const backwardMma: CudaKernel<BackwardConfig> = {
 };
 
 /** Bytes of a tensor laid out like lse. */
-function lseBytes({ B, Hq, sequences, strides, Sq }: Problem): number {
+export function lseBytes({ B, Hq, sequences, strides, Sq }: Problem): number {
   let last = 0;
   for (let b = 0; b < B; b++) {
     const rows = sequences[b * 4] + Math.max(sequences[b * 4 + 1], Sq === 0 ? 0 : 1);

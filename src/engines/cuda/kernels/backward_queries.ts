@@ -9,7 +9,7 @@ import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait } from '../ptx/tensor.ts';
 import type { BackwardTile } from './backward_mma.ts';
 import { dropoutOf } from './dropout.ts';
-import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
+import { arithmeticOf, type Fragment, lanesOf, pitchOf, type Tile, type TileView, zeroTiles } from './fragments.ts';
 import { gradientTiles } from './gradient.ts';
 import { loaderOf, STAGES, strided, tileBytes } from './loader.ts';
 import { take } from './parameters.ts';
@@ -121,6 +121,18 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   const toLog2 = spec.folded ? w.scaleLog2 : asm.constant('f32', LOG2E);
   const dropout = spec.dropout ? dropoutOf(asm, asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h)) : null;
 
+  // Fragments of Q and dOut stay in registers where there is room, instead of being read for every block of keys.
+  const left = (view: TileView, columns: number): Fragment[][] =>
+    Array.from({ length: columns / arithmetic.kStep }, (_, k) => Array.from({ length: m }, (_, i) => view.a(i, k)));
+  let heldQ: Fragment[][] | null = null;
+  let heldO: Fragment[][] | null = null;
+  if (tile.hold) {
+    cpAsyncWait(asm, 0);
+    asm.barrier();
+    heldQ = left(viewQ, spec.padD);
+    heldO = left(viewO, spec.padDv);
+  }
+
   const loop = asm.label('loopKV');
   const done = asm.label('epilogue');
   asm.place(loop);
@@ -141,10 +153,10 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   asm.place(last);
   cpAsyncCommit(asm);
 
-  const product = (left: typeof viewQ, right: typeof viewV, columns: number): Tile[][] => {
+  const product = (held: Fragment[][] | null, view: TileView, right: TileView, columns: number): Tile[][] => {
     const tiles = zeroTiles(asm, m, blockK);
     for (let k = 0; k < columns / arithmetic.kStep; k++) {
-      const a = Array.from({ length: m }, (_, i) => left.a(i, k));
+      const a = held?.[k] ?? Array.from({ length: m }, (_, i) => view.a(i, k));
       for (let n = 0; n < blockK / 16; n++)
         right.b(n, k).forEach((b, j) => {
           for (let i = 0; i < m; i++) arithmetic.mma(tiles[i][2 * n + j], a[i], b);
@@ -153,9 +165,9 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
     return tiles;
   };
   asm.stage('scores: S = Q K^T');
-  const scores = product(viewQ, viewK, spec.padD);
+  const scores = product(heldQ, viewQ, viewK, spec.padD);
   asm.stage('dP = dOut V^T');
-  const dP = product(viewO, viewV, spec.padDv);
+  const dP = product(heldO, viewO, viewV, spec.padDv);
   const kv0 = asm.op('mul.lo.s32', here, blockK);
   const tail = asm.op('setp.gt.s32', asm.op('add.s32', kv0, blockK), place.lenK);
 

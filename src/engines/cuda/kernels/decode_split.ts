@@ -57,7 +57,9 @@ function candidates(spec: Spec, queries: number): DecodeConfig[] {
     stages,
     perSm,
   });
-  return wide ? [tile(64, 3, 1), tile(32, 2, 1), tile(16, 2, 1)] : [tile(64, 3, 2), tile(64, 2, 2), tile(32, 2, 1)];
+  return wide
+    ? [tile(64, 3, 1), tile(32, 2, 1), tile(16, 2, 1)]
+    : [tile(128, 3, 1), tile(64, 3, 2), tile(64, 2, 2), tile(32, 2, 1)];
 }
 
 export const decodeSplit: CudaKernel<DecodeConfig> = {

@@ -16,7 +16,7 @@ import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
 import { dropoutOf } from './dropout.ts';
-import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
+import { arithmeticOf, type Fragment, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
 import { loaderOf, STAGES, tileBytes } from './loader.ts';
 import { fill, take } from './parameters.ts';
 import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
@@ -32,6 +32,8 @@ export interface ForwardConfig extends Readonly<Record<string, number | string |
   readonly warps: number;
   /** Blocks of threads that share a multiprocessor. */
   readonly perSm: number;
+  /** Keep the fragments of Q in registers instead of reading them for every block of keys. */
+  readonly hold: boolean;
 }
 
 const sharedBytes = (spec: Spec, c: ForwardConfig): number => {
@@ -42,11 +44,12 @@ const sharedBytes = (spec: Spec, c: ForwardConfig): number => {
 /** Tiles by head size, widest first; each was the fastest of those tried on an H200, or is what fits smaller cards. */
 function candidates(spec: Spec): ForwardConfig[] {
   const widest = Math.max(spec.padD, spec.padDv);
-  const tile = (blockQ: number, blockK: number, warps: number, perSm: number): ForwardConfig => ({
+  const tile = (blockQ: number, blockK: number, warps: number, perSm: number, hold = false): ForwardConfig => ({
     blockQ,
     blockK,
     warps,
     perSm,
+    hold,
   });
   if (spec.storage === 'f32')
     return widest <= 64
@@ -54,9 +57,16 @@ function candidates(spec: Spec): ForwardConfig[] {
       : widest <= 128
         ? [tile(64, 16, 4, 1)]
         : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
-  if (widest <= 64) return [tile(128, 64, 4, 2), tile(64, 64, 4, 2), tile(64, 32, 4, 1)];
-  if (widest <= 128) return [tile(128, 64, 4, 2), tile(128, 48, 4, 2), tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
-  return [tile(128, 64, 8, 1), tile(128, 32, 8, 1), tile(64, 32, 4, 1)];
+  const fallback = [tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
+  // Masks, modifiers and dropout need registers of their own; a plain loop has room to keep Q.
+  const plain = spec.mask === null && spec.folded && !spec.dropout;
+  if (widest <= 64) {
+    if (plain) return [tile(128, 96, 4, 2, true), tile(128, 64, 4, 2, true), ...fallback];
+    const masked = spec.mod === null && !spec.dropout;
+    return [...(masked ? [tile(128, 128, 4, 2)] : []), tile(128, 64, 4, 2), ...fallback];
+  }
+  if (widest <= 128) return [tile(128, 64, 4, 2), tile(128, 48, 4, 2), ...fallback];
+  return [tile(128, 64, 8, 1, plain), tile(128, 32, 8, 1, plain), tile(64, 32, 4, 1)];
 }
 
 export const forwardMma: CudaKernel<ForwardConfig> = {
@@ -102,7 +112,7 @@ function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps
 
 export function emitForward(problem: Problem, config: ForwardConfig): KernelText {
   const spec = specOf(problem);
-  const { blockQ, blockK, warps, perSm } = config;
+  const { blockQ, blockK, warps, perSm, hold } = config;
   const threads = warps * 32;
   const m = blockQ / warps / 16;
   const asm = new Assembler({ name: 'forward_mma', target: 'sm_80', threads, blocksPerSm: perSm });
@@ -180,6 +190,15 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const bh = spec.dropout ? asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h) : h;
   const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
 
+  const kSteps = spec.padD / arithmetic.kStep;
+  const readQ = (k: number): Fragment[] => Array.from({ length: m }, (_, i) => viewQ.a(i, k));
+  let held: Fragment[][] | null = null;
+  if (hold) {
+    cpAsyncWait(asm, 0);
+    asm.barrier();
+    held = Array.from({ length: kSteps }, (_, k) => readQ(k));
+  }
+
   const loop = asm.label('loopKV');
   const done = asm.label('epilogue');
   asm.place(loop);
@@ -203,8 +222,8 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
 
   asm.stage('scores: S = Q K^T');
   let scores = zeroTiles(asm, m, blockK);
-  for (let k = 0; k < spec.padD / arithmetic.kStep; k++) {
-    const a = Array.from({ length: m }, (_, i) => viewQ.a(i, k));
+  for (let k = 0; k < kSteps; k++) {
+    const a = held?.[k] ?? readQ(k);
     for (let n = 0; n < blockK / 16; n++) {
       const pair = viewK.b(n, k);
       for (let i = 0; i < m; i++)
