@@ -5,10 +5,18 @@
 import { f32x4, i32x4, v128 } from './asm/values.ts';
 import type { Vec, Vectors } from './tile.ts';
 
-/** 2^f - 1 over f on [-1/2, 1/2]: minimax in relative error, 9.2e-8, with 2^0 exactly 1. */
-export const EXP2 = [
-  0.6931469776002883, 0.24022242085258336, 0.05550733741752545, 0.00967151264624069, 0.0013264727629998874,
-];
+/**
+ * Softmax weights below 2^-99.5 are 0. They would not show in any sum, but they, or products with them, would be subnormal,
+ * and x86 processors take some 150 cycles for each operation on a subnormal.
+ */
+export const EXP2_UNDERFLOW = -100;
+/**
+ * 2^f on [-1/2, 1/2] with 2^0 exactly 1: minimax in relative error, 9.2e-8; times 2^(127 - 100), because `exp2Negative` has
+ * an exponent bias of 100 in place of 127, so that the power of the smallest weight is the float 0.
+ */
+export const EXP2: readonly number[] = [
+  1, 0.6931469776002883, 0.24022242085258336, 0.05550733741752545, 0.00967151264624069, 0.0013264727629998874,
+].map((c) => c * 2 ** (127 + EXP2_UNDERFLOW));
 /** The same one degree further, 2.0e-9, for results that are not only softmax weights. */
 const EXP2_FINE = [
   0.693147202852212, 0.24022647912010114, 0.05550332472672314, 0.009618437497208695, 0.0013398874291982625,
@@ -24,9 +32,7 @@ const TANH = [-0.333332819425757, 0.1333144221093527, -0.0537397158871296, 0.020
 /** 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits. */
 const MAGIC = 12582912;
 /** The same for `exp2Negative`, with the exponent bias in: the bits are the power's, but for the shift. */
-export const EXP2_MAGIC: number = MAGIC + 127;
-/** Powers below this would wrap; here they are 0. */
-export const EXP2_UNDERFLOW = -127;
+export const EXP2_MAGIC: number = MAGIC - EXP2_UNDERFLOW;
 /** Bits of 1/sqrt 2. */
 const ROOT_HALF = 0x3f3504f3;
 /** ln 2 in two parts, the first with trailing zeros, so that n * LN2_HIGH is exact. */
@@ -49,12 +55,12 @@ export interface Exp2 {
 }
 
 export const exp2Constants = (v: Vectors): Exp2 => ({
-  low: v.constant(-127),
-  magic: v.constant(MAGIC + 127),
-  polynomial: constants(v, [1, ...EXP2]),
+  low: v.constant(EXP2_UNDERFLOW),
+  magic: v.constant(EXP2_MAGIC),
+  polynomial: constants(v, EXP2),
 });
 
-/** 2^x for x <= 0, as softmax weights need it: exactly 0 below -126.5, exactly 1 at 0, NaN for NaN; 1.6 ulp. */
+/** 2^x for x <= 0, as softmax weights need it: exactly 0 below -99.5, exactly 1 at 0, NaN for NaN; 1.6 ulp. */
 export function exp2Negative(v: Vectors, x: Vec, { low, magic, polynomial }: Exp2 = exp2Constants(v)): Vec {
   const bounded = v.map((y, l) => f32x4.pmax(y, l), x, low);
   const shifted = v.map((y, m) => f32x4.add(y, m), bounded, magic);

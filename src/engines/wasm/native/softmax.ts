@@ -50,7 +50,7 @@ export function emitMaximum(width: 32 | 64, N: number): Uint8Array {
 export function emitSoftmax(width: 32 | 64, N: number): Uint8Array {
   const a = new Assembler(width);
   const [weight, whole, power, sum, shift, slope, next] = [0, 1, 2, 3, 4, 5, 6];
-  const [magic, underflow, ...coefficients] = Array.from({ length: 3 + EXP2.length }, (_, i) => 7 + i);
+  const [magic, underflow, ...coefficients] = Array.from({ length: 2 + EXP2.length }, (_, i) => 7 + i);
   a.push(rbx);
   pointers(a, [
     [rdx, SOFTMAX.p],
@@ -62,7 +62,7 @@ export function emitSoftmax(width: 32 | 64, N: number): Uint8Array {
   a.broadcast(slope, { base: rsi, disp: SOFTMAX.slope });
   a.broadcast(magic, a.constant(EXP2_MAGIC));
   a.broadcast(underflow, a.constant(EXP2_UNDERFLOW));
-  for (const [i, c] of [1, ...EXP2].entries()) a.broadcast(coefficients[i], a.constant(c));
+  for (const [i, c] of EXP2.entries()) a.broadcast(coefficients[i], a.constant(c));
 
   /** weight = 2^weight for weight <= 0: functions.ts, exp2Negative. */
   const exp2 = (): void => {
