@@ -1,7 +1,7 @@
 /**
  * Checks and times the Hopper kernels against the portable ones in one process, every configuration interleaved.
  *
- *     node bench/hopper.ts OUT.json [check] [time] [d=64,128,256] [n=512,16384] [only=2/128] [reps=9]
+ *     node bench/hopper.ts OUT.json [check] [time] [backward] [d=64,128,256] [n=512,16384] [only=2/128] [reps=9]
  *
  * `check` compares small problems with float64 on the host, with waits that trap instead of hanging; `time` reports device
  * time by events, the L2 cache flushed before every launch, medians, as TFLOP/s of 4 * pairs * D.
@@ -13,6 +13,8 @@ import type { Config, Operands } from '../src/engine/contract.ts';
 import { Event } from '../src/engines/cuda/driver/stream.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
 import type { CudaKernel } from '../src/engines/cuda/kernel.ts';
+import { backwardMma } from '../src/engines/cuda/kernels/backward_mma.ts';
+import { backwardWgmma } from '../src/engines/cuda/kernels/backward_wgmma.ts';
 import { forwardMma } from '../src/engines/cuda/kernels/forward_mma.ts';
 import { forwardWgmma } from '../src/engines/cuda/kernels/forward_wgmma.ts';
 import { CudaProgram } from '../src/engines/cuda/program.ts';
@@ -58,7 +60,7 @@ function problemOf({ B, Hq, Hkv, Sq, Sk, D, causal: masked }: Shape): Problem {
     sides: [],
     sink: false,
     dropout: null,
-    grads: null,
+    grads: { q: true, k: true, v: true, sides: [], sink: false },
   });
 }
 
@@ -99,9 +101,16 @@ function operandsOf(engine: CudaEngine, { B, Hq, Hkv, Sq, Sk, D }: Problem) {
   const poison = new Uint16Array(q.host.length).fill(0x7fc0);
   const out = engine.upload(tensor(poison, [B, Hq, Sq, D], 'bf16'));
   const lse = engine.upload(tensor(new Float32Array(B * Hq * Sq).fill(Number.NaN), [B, Hq, Sq], 'f32'));
-  const operands: Operands = { q: q.device, k: k.device, v: v.device, out, lse, sides: [], sink: null };
+  const forward = { q: q.device, k: k.device, v: v.device, out, lse };
+  const backward = {
+    dOut: noise(engine, [B, Hq, Sq, D]).device,
+    dq: engine.allocate('bf16', [B, Hq, Sq, D]),
+    dk: engine.allocate('bf16', [B, Hkv, Sk, D]),
+    dv: engine.allocate('bf16', [B, Hkv, Sk, D]),
+  };
+  const operands: Operands = { ...forward, ...backward, sides: [], dSides: [], sink: null, dSink: null, dLse: null };
   const dispose = (): void => {
-    for (const t of [q.device, k.device, v.device, out, lse]) t.dispose();
+    for (const t of [...Object.values(forward), ...Object.values(backward)]) t.dispose();
   };
   return { q: q.host, k: k.host, v: v.host, operands, dispose };
 }
@@ -148,8 +157,10 @@ async function errors(
 /** The first configuration of a portable kernel, and all of a Hopper one; with the word `variants`, its switches both ways. */
 function configsOf(kernel: CudaKernel, problem: Problem): readonly Config[] {
   const all = kernel.configs(problem, engine.caps);
-  if (kernel === (forwardMma as CudaKernel)) return all.slice(0, 1);
-  return words.includes('variants') ? all.flatMap((c) => [c, { ...c, ordered: c.ordered !== true }]) : all;
+  if (kernel.name.endsWith('_mma')) return all.slice(0, 1);
+  return words.includes('variants') && kernel.pass === 'forward'
+    ? all.flatMap((c) => [c, { ...c, ordered: c.ordered !== true }])
+    : all;
 }
 
 const nameOf = (config: Config): string => Object.values(config).join('/');
@@ -187,6 +198,8 @@ async function time(): Promise<void> {
   const [start, end] = [new Event(engine.device, true), new Event(engine.device, true)];
   const reps = Number(value('reps') ?? 9);
   const only = value('only')?.split(',');
+  const back = words.includes('backward');
+  const kernels = (back ? [backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]) as CudaKernel[];
   for (const D of list('d', [64, 128, 256]))
     for (const masked of [false, true])
       for (const N of list('n', [512, 1024, 2048, 4096, 8192, 16384])) {
@@ -194,11 +207,15 @@ async function time(): Promise<void> {
         const problem = problemOf({ B: 16384 / N, Hq: H, Hkv: H, Sq: N, Sk: N, D, causal: masked });
         const made = operandsOf(engine, problem);
         const variants: { kernel: CudaKernel; config: Config }[] = [];
-        for (const kernel of [forwardWgmma, forwardMma] as CudaKernel[])
+        for (const kernel of kernels)
           for (const config of configsOf(kernel, problem))
-            if (only === undefined || kernel.name === 'forward_mma' || only.some((o) => nameOf(config).startsWith(o)))
+            if (only === undefined || kernel.name.endsWith('_mma') || only.some((o) => nameOf(config).startsWith(o)))
               variants.push({ kernel, config });
         const programs = variants.map(({ kernel, config }) => new CudaProgram(engine, kernel, '', config, problem));
+        if (back) {
+          const [config] = forwardWgmma.configs(problem, engine.caps);
+          await new CudaProgram(engine, forwardWgmma as CudaKernel, '', config, problem).run(problem, made.operands);
+        }
         const times: number[][] = programs.map(() => []);
         for (let rep = -2; rep < reps; rep++)
           for (const [i, program] of programs.entries()) {
@@ -209,7 +226,7 @@ async function time(): Promise<void> {
             await engine.synchronize();
             if (rep >= 0) times[i].push(start.millisecondsTo(end));
           }
-        const flops = 4 * 2048 * 16384 * N * (masked ? 0.5 : 1);
+        const flops = 4 * 2048 * 16384 * N * (masked ? 0.5 : 1) * (back ? 2.5 : 1);
         const said = variants.map(({ kernel, config }, i) => {
           const sorted = times[i].sort((a, b) => a - b);
           const ms = sorted[sorted.length >> 1];
@@ -223,7 +240,7 @@ async function time(): Promise<void> {
             min: sorted[0],
             tflops: flops / ms / 1e9,
           });
-          return `${kernel.name === 'forward_mma' ? 'mma' : nameOf(config)} ${(flops / ms / 1e9).toFixed(0)}`;
+          return `${kernel.name.endsWith('_mma') ? 'mma' : nameOf(config)} ${(flops / ms / 1e9).toFixed(0)}`;
         });
         console.log(`D=${D} ${masked ? 'causal' : 'full'} N=${N}: ${said.join('  ')}`);
         made.dispose();

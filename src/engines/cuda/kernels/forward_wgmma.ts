@@ -9,7 +9,7 @@
 import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
-import type { Problem, Strides } from '../../../problem/problem.ts';
+import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
 import type { Driver } from '../driver/api.ts';
 import type { Launch } from '../driver/launch.ts';
@@ -20,7 +20,7 @@ import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
 import { emitCompute } from './forward_wgmma_compute.ts';
 import { emitLoads, emitScan } from './forward_wgmma_load.ts';
-import { layoutOf } from './forward_wgmma_shared.ts';
+import { BLOCK, layoutOf } from './forward_wgmma_shared.ts';
 import { fill, take } from './parameters.ts';
 import { type Spec, specOf } from './spec.ts';
 
@@ -35,7 +35,7 @@ export interface HopperForwardConfig extends Readonly<Record<string, number | st
 }
 
 /** Registers of a thread after the warpgroups have shared out the multiprocessor's 65536, by number of computing ones. */
-const REGISTERS: Readonly<Record<number, { load: number; compute: number }>> = {
+export const REGISTERS: Readonly<Record<number, { load: number; compute: number }>> = {
   1: { load: 56, compute: 256 },
   2: { load: 40, compute: 232 },
   3: { load: 32, compute: 160 },
@@ -57,31 +57,44 @@ function candidates(spec: Spec): Rated[] {
   ];
   if (spec.dropout)
     return [widest <= 64 ? tile(2, 128, 1, false) : widest <= 128 ? tile(2, 112, 1, false) : tile(2, 64, 1, false)];
-  if (widest <= 64) return [tile(3, 96, 1, masked), tile(2, 128, 0.91, true)];
+  const [small, large] = [tile(2, 128, 0.91, true), tile(3, 96, 1, masked)];
+  if (widest <= 64) return spec.dense || spec.D === spec.padD ? [large, small] : [small];
   if (widest <= 128) return [tile(2, 128, 1, masked), tile(2, 176, masked ? 1.01 : 1.03, false)];
   return widest <= 192 ? [tile(2, 96, 1, true)] : [tile(2, 80, 1.025, true), tile(2, 64, 1, true)];
 }
 
 /** The spec with head sizes rounded up to whole panels, which is what the copy engine fills. */
-function panelSpec(problem: Problem): Spec {
+export function panelSpec(problem: Problem): Spec {
   const spec = specOf(problem);
   return { ...spec, padD: alignTo(spec.D, PANEL), padDv: alignTo(spec.Dv, PANEL) };
 }
 
+/** What no Hopper kernel here serves; `tensors` are those that copies read. */
+export function refuseHopper(
+  problem: Problem,
+  caps: CudaCaps,
+  tensors: readonly ('q' | 'k' | 'v' | 'out')[],
+): string | null {
+  if (caps.capability !== 90) return 'these instructions exist on compute capability 9.0 alone';
+  if (problem.dtype !== 'f16' && problem.dtype !== 'bf16') return 'only f16 and bf16';
+  if (problem.kv.kind === 'paged') return 'paged keys and values';
+  const rows = ceilDiv(Math.max(problem.Sq, problem.Sk), 64);
+  if (problem.B * problem.Hq * rows >= 2 ** 31) return 'too many tiles';
+  for (const name of tensors) {
+    const { b, h, s } = problem.strides[name];
+    if ([b, h, s].some((x) => x % 8 !== 0)) return `rows of ${name} do not start at multiples of 16 bytes`;
+  }
+  return null;
+}
+
+/** How many heads to mix, each of which streams `bytes` bytes. */
+export const sectionOf = (heads: number, bytes: number): number =>
+  Math.max(1, Math.min(heads, Math.floor(SECTION_BYTES / Math.max(bytes, 1))));
+
 export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
   name: 'forward_wgmma',
   pass: 'forward',
-  refuse(problem, caps) {
-    if (caps.capability !== 90) return 'these instructions exist on compute capability 9.0 alone';
-    if (problem.dtype !== 'f16' && problem.dtype !== 'bf16') return 'only f16 and bf16';
-    if (problem.kv.kind === 'paged') return 'paged keys and values';
-    if (problem.B * problem.Hq * ceilDiv(problem.Sq, 64) >= 2 ** 31) return 'too many tiles';
-    for (const name of ['q', 'k', 'v'] as const) {
-      const { b, h, s } = problem.strides[name];
-      if ([b, h, s].some((x) => x % 8 !== 0)) return `rows of ${name} do not start at multiples of 16 bytes`;
-    }
-    return null;
-  },
+  refuse: (problem, caps) => refuseHopper(problem, caps, ['q', 'k', 'v']),
   configs: (problem) => candidates(panelSpec(problem)).map(([config]) => config),
   cost: (problem, config, caps) => costOf(problem, config, caps),
   kernels: (problem, config) => [emitForwardWgmma(problem, config)],
@@ -143,7 +156,11 @@ export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig):
   emitLoads(asm, spec, config, shared, Hq);
   asm.branch(end);
   asm.place(scan);
-  if (shared.scans) emitScan(asm, spec, config, shared, thread);
+  if (shared.scans) {
+    const { v, scanned, found } = shared;
+    const buffers = { ...v, stride: v.bytes, stages: config.stages, noteBytes: BLOCK.bytes };
+    emitScan(asm, spec.storage as 'f16' | 'bf16', { ...buffers, scanned, found, clears: true }, thread);
+  }
   asm.branch(end);
   asm.place(compute);
   asm.stage('the warpgroups that compute');
@@ -175,7 +192,7 @@ function launch({
   const heads = problem.B * problem.Hq;
   const tiles = blocks * heads;
   const keyBytes = (problem.Sk * (problem.D + problem.Dv) * 2 * problem.Hkv) / Math.max(problem.Hq, 1);
-  const section = reverse ? Math.max(1, Math.min(heads, Math.floor(SECTION_BYTES / Math.max(keyBytes, 1)))) : 1;
+  const section = reverse ? sectionOf(heads, keyBytes) : 1;
   forward.set('tiles', tiles);
   forward.set('blocks', blocks);
   forward.set('section', section);
@@ -199,35 +216,33 @@ function setMaps(
 ): void {
   const known = mapped.get(forward);
   if (known !== undefined && known.problem === problem && known.q === q && known.k === k && known.v === v) return;
-  const { B, Hq, Hkv, Sq, Sk, D, Dv, strides, sequences } = problem;
-  const packed = (start: 0 | 2): number => {
-    let end = 0;
-    for (let b = 0; b < B; b++) end = Math.max(end, sequences[b * 4 + start] + sequences[b * 4 + start + 1]);
-    return end;
-  };
-  const map = (
-    name: 'q' | 'k' | 'v',
-    address: number,
-    heads: number,
-    rows: number,
-    columns: number,
-    box: number,
-  ): void => {
-    const s: Strides = strides[name];
-    const bytes = encodeTensorMap(driver, {
-      type: problem.dtype as 'f16' | 'bf16',
-      address,
-      dims: [columns, Math.max(rows, 1), heads, s.b === 0 ? 1 : B],
-      strides: [s.s, s.h, s.b],
-      box: [PANEL, box, 1, 1],
-      swizzle: '128B',
-    });
-    forward.setBytes(`${name}Map`, bytes);
-  };
-  const rowsQ = strides.q.b === 0 ? packed(0) : Sq;
-  const rowsK = strides.k.b === 0 ? packed(2) : Sk;
-  map('q', q, Hq, rowsQ, D, blockQ);
-  map('k', k, Hkv, rowsK, D, blockK);
-  map('v', v, Hkv, rowsK, Dv, blockK);
+  forward.setBytes('qMap', panelMap(driver, problem, 'q', q, blockQ));
+  forward.setBytes('kMap', panelMap(driver, problem, 'k', k, blockK));
+  forward.setBytes('vMap', panelMap(driver, problem, 'v', v, blockK));
   mapped.set(forward, { problem, q, k, v });
+}
+
+/** The map of a tensor laid out as the problem says (`out` also for its gradient), copied a panel of `rows` rows at a time. */
+export function panelMap(
+  driver: Driver,
+  { B, Hq, Hkv, Sq, Sk, D, Dv, dtype, strides, sequences }: Problem,
+  name: 'q' | 'k' | 'v' | 'out',
+  address: number,
+  rows: number,
+): Uint8Array {
+  const queries = name === 'q' || name === 'out';
+  const s = strides[name];
+  let length = queries ? Sq : Sk;
+  if (s.b === 0) {
+    const at = queries ? 0 : 2;
+    for (let b = 0; b < B; b++) length = Math.max(length, sequences[b * 4 + at] + sequences[b * 4 + at + 1]);
+  }
+  return encodeTensorMap(driver, {
+    type: dtype as 'f16' | 'bf16',
+    address,
+    dims: [name === 'q' || name === 'k' ? D : Dv, Math.max(length, 1), queries ? Hq : Hkv, s.b === 0 ? 1 : B],
+    strides: [s.s, s.h, s.b],
+    box: [PANEL, rows, 1, 1],
+    swizzle: '128B',
+  });
 }

@@ -38,6 +38,47 @@ export const slot = (asm: Assembler, base: Reg<'b32'>, cursor: Cursor, bytes: nu
 /** Numbers of a launch that parameters.ts has no source for; the launch sets them itself. */
 const own = (asm: Assembler, name: string): Reg<'b32'> => asm.parameter(name, 'b32');
 
+export interface TileOrder {
+  /** Heads whose tiles are mixed, because their operands fit the L2 cache together. */
+  readonly section: Reg<'b32'>;
+  /** Tiles of a head. */
+  readonly blocks: Reg<'b32'>;
+  /** Heads of all batches. */
+  readonly heads: Reg<'b32'>;
+  /** 1 when later blocks have more work and start first. */
+  readonly reverse: Reg<'b32'>;
+  /** Heads of a batch. */
+  readonly perBatch: Reg<'b32'>;
+}
+
+/** Block, batch and head of a tile's number: sections of heads one after the other, heaviest blocks of a section first. */
+export function tileAt(
+  asm: Assembler,
+  tile: Reg<'b32'>,
+  { section, blocks, heads, reverse, perBatch }: TileOrder,
+): { block: Reg<'b32'>; b: Reg<'b32'>; h: Reg<'b32'> } {
+  const perSection = asm.op('mul.lo.s32', section, blocks);
+  const sectionIndex = asm.op('div.u32', tile, perSection);
+  const inSection = asm.op('sub.s32', tile, asm.op('mul.lo.s32', sectionIndex, perSection));
+  const firstHead = asm.op('mul.lo.s32', sectionIndex, section);
+  const width = asm.op('min.s32', section, asm.op('sub.s32', heads, firstHead));
+  const ascending = asm.op('div.u32', inSection, width);
+  const bh = asm.op('add.s32', firstHead, asm.op('sub.s32', inSection, asm.op('mul.lo.s32', ascending, width)));
+  const descending = asm.op('sub.s32', asm.op('sub.s32', blocks, 1), ascending);
+  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', reverse, 0));
+  const b = asm.op('div.u32', bh, perBatch);
+  return { block, b, h: asm.op('sub.s32', bh, asm.op('mul.lo.s32', b, perBatch)) };
+}
+
+/** Sets the launch's counters back when every block has stopped: the last one does it. */
+export function resetCounters(asm: Assembler, counter: Reg<'b64'>, grid: Reg<'b32'>): void {
+  const stopped = asm.reg('b32');
+  const others = asm.op('sub.s32', grid, 1);
+  asm.emit('fence.acq_rel.gpu');
+  asm.emit('atom.global.inc.u32', stopped.name, asm.address('global', counter, 4), others.name);
+  asm.when(asm.op('setp.eq.s32', stopped, others), () => asm.store('global', 'b32', counter, 0));
+}
+
 /** One thread: for every tile of this block, its queries, then its keys from last to first and values one step behind. */
 export function emitLoads(
   asm: Assembler,
@@ -88,18 +129,8 @@ export function emitLoads(
   const given = asm.reg('b32');
   asm.emit('atom.global.add.u32', given.name, asm.address('global', counter), '1');
 
-  asm.stage('which queries: sections of heads, whose keys and values share the cache; heaviest blocks first');
-  const perSection = asm.op('mul.lo.s32', section, blocks);
-  const sectionIndex = asm.op('div.u32', tile, perSection);
-  const inSection = asm.op('sub.s32', tile, asm.op('mul.lo.s32', sectionIndex, perSection));
-  const firstHead = asm.op('mul.lo.s32', sectionIndex, section);
-  const width = asm.op('min.s32', section, asm.op('sub.s32', heads, firstHead));
-  const ascending = asm.op('div.u32', inSection, width);
-  const bh = asm.op('add.s32', firstHead, asm.op('sub.s32', inSection, asm.op('mul.lo.s32', ascending, width)));
-  const descending = asm.op('sub.s32', asm.op('sub.s32', blocks, 1), ascending);
-  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', p.reverse, 0));
-  const b = asm.op('div.u32', bh, Hq);
-  const h = asm.op('sub.s32', bh, asm.op('mul.lo.s32', b, Hq));
+  asm.stage('which queries');
+  const { block, b, h } = tileAt(asm, tile, { section, blocks, heads, reverse: p.reverse, perBatch: Hq });
   const hkv = spec.group === 1 ? h : asm.op('div.u32', h, spec.group);
   const q0 = asm.op('mul.lo.s32', block, blockQ);
   let [qStart, lenQ, kStart, lenK]: Reg<'b32'>[] = [];
@@ -203,7 +234,7 @@ export function emitLoads(
   asm.branch(nextTile);
 
   asm.place(stop);
-  asm.stage('no more work; the last block of all to stop sets the counters back for the next launch');
+  asm.stage('no more work');
   waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
   const end = asm.constant('b32', STOP);
   asm.store('shared', 'b32', slot(asm, k.note, atK, BLOCK.bytes), end, BLOCK.kv0);
@@ -213,11 +244,7 @@ export function emitLoads(
     asm.store('shared', 'b32', slot(asm, v.note, atV, BLOCK.bytes), end, BLOCK.kv0);
     arrive(asm, slot(asm, v.full, atV, BARRIER_BYTES));
   }
-  const stopped = asm.reg('b32');
-  const others = asm.op('sub.s32', grid, 1);
-  asm.emit('fence.acq_rel.gpu');
-  asm.emit('atom.global.inc.u32', stopped.name, asm.address('global', counter, 4), others.name);
-  asm.when(asm.op('setp.eq.s32', stopped, others), () => asm.store('global', 'b32', counter, 0));
+  resetCounters(asm, counter, grid);
 }
 
 /** Sign bits of a pair of halves are set where the half is NaN or infinite. */
@@ -226,53 +253,79 @@ const WILD = {
   f16: { exponent: 0x7c007c00, carry: 0x04000400 },
 } as const;
 
-/**
- * Three warps: values of edge blocks that are NaN or infinite become zeros before any product reads them, because 0 * NaN is
- * NaN. Queries that do attend to such a value get it from global memory (`found` tells them).
- */
-export function emitScan(
+const flagsOf = (
   asm: Assembler,
-  spec: Spec,
-  { stages }: HopperForwardConfig,
-  shared: SharedLayout,
-  thread: Reg<'b32'>,
+  { exponent, carry }: { exponent: number; carry: number },
+  word: Reg<'b32'>,
+): Reg<'b32'> => asm.op('and.b32', asm.op('add.s32', asm.op('and.b32', word, exponent), carry), 0x80008000);
+
+/** Writes the words back with zeros where they are NaN or infinite. */
+export function clearWild(
+  asm: Assembler,
+  storage: 'f16' | 'bf16',
+  address: Reg<'b32'>,
+  words: readonly Reg<'b32'>[],
 ): void {
-  const { v, scanned, found } = shared;
+  words.forEach((w, i) => {
+    const flags = flagsOf(asm, WILD[storage], w);
+    const ones = asm.op('mul.lo.s32', asm.op('shr.u32', flags, 15), 0xffff);
+    asm.store('shared', 'b32', address, asm.op('and.b32', w, asm.op('not.b32', ones)), 4 * i);
+  });
+}
+
+/** Buffers to look through: each has a note with `kv0` and `edge`. */
+export interface Scanned {
+  readonly data: Reg<'b32'>;
+  /** Bytes from buffer to buffer, and bytes of one to look at. */
+  readonly stride: number;
+  readonly bytes: number;
+  readonly stages: number;
+  readonly note: Reg<'b32'>;
+  readonly noteBytes: number;
+  readonly full: Reg<'b32'>;
+  readonly empty: Reg<'b32'>;
+  readonly scanned: Reg<'b32'>;
+  readonly found: Reg<'b32'>;
+  /** Whether what is found becomes zeros at once. */
+  readonly clears: boolean;
+}
+
+/**
+ * Three warps: rows of edge blocks with NaN or infinity are found, and cleared, before a product that multiplies them by
+ * zeros, because 0 * NaN is NaN. `found` tells the readers, who know where such a row does belong.
+ */
+export function emitScan(asm: Assembler, storage: 'f16' | 'bf16', ring: Scanned, thread: Reg<'b32'>): void {
+  const { stages, scanned, found } = ring;
   const at = cursorOf(asm, stages, 0);
   const lane = asm.op('and.b32', thread, 31);
   const firstLane = asm.op('setp.eq.s32', lane, 0);
   const scanner = asm.op('sub.s32', asm.op('shr.u32', thread, 5), 1);
   const index = asm.op('sub.s32', thread, 32);
-  const wild = WILD[spec.storage as 'f16' | 'bf16'];
+  const wild = WILD[storage];
   const loop = asm.label('scanning');
   const clean = asm.label('clean');
   const end = asm.label('scannedAll');
   asm.place(loop);
-  waitParity(asm, slot(asm, v.full, at, BARRIER_BYTES), at.parity);
-  const note = slot(asm, v.note, at, BLOCK.bytes);
+  waitParity(asm, slot(asm, ring.full, at, BARRIER_BYTES), at.parity);
+  const note = slot(asm, ring.note, at, ring.noteBytes);
   asm.branch(end, asm.op('setp.eq.s32', asm.load('shared', 'b32', note, BLOCK.kv0), STOP));
   asm.branch(clean, asm.op('setp.eq.s32', asm.load('shared', 'b32', note, BLOCK.edge), 0));
   const seen = asm.constant('b32', 0);
   const chunk = asm.op('mov.b32', index);
   const next = asm.label('chunk');
   const finite = asm.label('finite');
-  const data = slot(asm, v.data, at, v.bytes);
+  const data = slot(asm, ring.data, at, ring.stride);
   asm.place(next);
   const address = asm.op('mad.lo.s32', chunk, 16, data);
   const words = asm.loadVector('shared', 'b32', 4, address);
-  const flags = words.map((w) =>
-    asm.op('and.b32', asm.op('add.s32', asm.op('and.b32', w, wild.exponent), wild.carry), 0x80008000),
-  );
+  const flags = words.map((w) => flagsOf(asm, wild, w));
   const any = flags.reduce((x, y) => asm.op('or.b32', x, y));
   asm.branch(finite, asm.op('setp.eq.s32', any, 0));
   asm.set(seen, 'or.b32', seen, any);
-  words.forEach((w, i) => {
-    const ones = asm.op('mul.lo.s32', asm.op('shr.u32', flags[i], 15), 0xffff);
-    asm.store('shared', 'b32', address, asm.op('and.b32', w, asm.op('not.b32', ones)), 4 * i);
-  });
+  if (ring.clears) clearWild(asm, storage, address, words);
   asm.place(finite);
   asm.set(chunk, 'add.s32', chunk, SCANNERS * 32);
-  asm.branch(next, asm.op('setp.lt.s32', chunk, v.bytes / 16));
+  asm.branch(next, asm.op('setp.lt.s32', chunk, ring.bytes / 16));
   fenceAsync(asm);
   const anywhere = asm.reg('pred');
   asm.emit('vote.sync.any.pred', anywhere.name, asm.op('setp.ne.s32', seen, 0).name, '-1');
@@ -282,7 +335,7 @@ export function emitScan(
   asm.place(clean);
   asm.emit('bar.warp.sync', '-1');
   const ready = slot(asm, scanned, at, BARRIER_BYTES);
-  const empty = slot(asm, v.empty, at, BARRIER_BYTES);
+  const empty = slot(asm, ring.empty, at, BARRIER_BYTES);
   asm.when(firstLane, () => {
     arrive(asm, ready);
     arrive(asm, empty);

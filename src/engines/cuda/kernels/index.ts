@@ -1,8 +1,9 @@
 /** Every kernel of this engine; the planner takes the cheapest that does not refuse. */
 import type { CudaKernel } from '../kernel.ts';
 import { backwardMma } from './backward_mma.ts';
+import { backwardWgmma } from './backward_wgmma.ts';
 import { decodeSplit } from './decode_split.ts';
 import { forwardMma } from './forward_mma.ts';
 import { forwardWgmma } from './forward_wgmma.ts';
 
-export const KERNELS: readonly CudaKernel[] = [forwardMma, decodeSplit, backwardMma, forwardWgmma];
+export const KERNELS: readonly CudaKernel[] = [forwardMma, decodeSplit, backwardMma, forwardWgmma, backwardWgmma];

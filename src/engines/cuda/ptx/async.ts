@@ -118,3 +118,7 @@ export function setRegisters(asm: Assembler, way: 'inc' | 'dec', count: number):
     throw new AssemblerError(`setmaxnreg: expected a multiple of 8 from 24 to 256, got ${count}`);
   asm.emit(`setmaxnreg.${way}.sync.aligned.u32`, String(count));
 }
+
+/** An arrival of this thread once the `cp.async` copies it has issued so far have landed; counted among the expected ones. */
+export const arriveCopies = (asm: Assembler, barrier: Reg<'b32'>, offset = 0): void =>
+  asm.emit('cp.async.mbarrier.arrive.noinc.shared::cta.b64', at(asm, barrier, offset));
