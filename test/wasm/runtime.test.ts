@@ -214,3 +214,27 @@ test('tensors of another engine are refused by name', async () => {
   await one.close();
   await two.close();
 });
+
+test('what is queued outlives the tensors it was asked of', async () => {
+  const engine = await openToy({ threads: 1 });
+  const run = runToy(engine, { items: 2000, steps: 1, rounds: 100_000 }, SMALL);
+  while (!engine.runtime.busy) await new Promise((resolve) => setImmediate(resolve));
+  const a = engine.upload(tensor(new Int32Array([1, 2, 3, 4]), [4]));
+  const b = engine.upload(tensor(new Int32Array(4), [4]));
+  engine.write(a, tensor(new Int32Array([5, 6, 7, 8]), [4]));
+  engine.copy(a, b, { pairs: new Int32Array([0, 2]), length: 2 });
+  const read = b.read();
+  for (const pairs of [
+    [3, 0],
+    [0, 3],
+    [-1, 0],
+  ])
+    assert.throws(() => engine.copy(a, b, { pairs: Int32Array.from(pairs), length: 2 }), /runs: expected pieces of 2/);
+  a.dispose();
+  b.dispose();
+  assert.deepEqual(Array.from((await read).data), [0, 0, 5, 6]);
+  (await run).dispose();
+  await engine.synchronize();
+  assert.equal(engine.bytesInUse, 0);
+  await engine.close();
+});

@@ -3,7 +3,11 @@ import { spawnSync } from 'node:child_process';
 import test from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { DeviceError } from '../../src/core/errors.ts';
-import { expected, openToy, runToy } from './toy.ts';
+import { controlWords, MAIL, wakeWord, writeJob } from '../../src/engines/wasm/job.ts';
+import type { WasmCaps } from '../../src/engines/wasm/kernel.ts';
+import type { Answer, Letter } from '../../src/engines/wasm/worker.ts';
+import type { Problem } from '../../src/problem/problem.ts';
+import { expected, openToy, runToy, toy } from './toy.ts';
 
 const LONG = 1;
 const ENDLESS = { items: 100_000, steps: 1, rounds: 1_000_000 };
@@ -143,4 +147,64 @@ test('without SharedArrayBuffer there is one thread, and the reason is told', ()
   );
   assert.equal(status, 0, stdout);
   assert.match(stdout, /1 one thread: the page is not cross-origin isolated 6,6,6/);
+});
+
+test('a job that comes while a worker looks for letters waits until it has read them', async (t) => {
+  const control = new Int32Array(new SharedArrayBuffer(4 * controlWords(1)));
+  const memory = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
+  // While gate[0] is 1 the worker stops right after it has read the number of the newest letter; gate[1] says that it has.
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  const file = new URL('../../src/engines/wasm/worker.ts', import.meta.url).href.replace(
+    /ts$/,
+    import.meta.url.endsWith('.ts') ? 'ts' : 'js',
+  );
+  const code = `
+    const { workerData: { gate, mail, file } } = require('node:worker_threads');
+    const load = Atomics.load;
+    Atomics.load = (array, index) => {
+      const value = load(array, index);
+      if (index === mail && load(gate, 0) === 1) {
+        Atomics.store(gate, 1, 1);
+        Atomics.notify(gate, 1);
+        Atomics.wait(gate, 0, 1);
+      }
+      return value;
+    };
+    import(file);`;
+  const worker = new Worker(code, { eval: true, execArgv: [], workerData: { gate, mail: MAIL, file } });
+  t.after(() => worker.terminate());
+  const answers: Answer[] = [];
+  const heard = (kind: Answer['kind']): Promise<void> =>
+    new Promise((resolve) => {
+      const look = (): void => {
+        if (answers.some((a) => a.kind === kind)) resolve();
+      };
+      worker.on('message', look);
+      look();
+    });
+  worker.on('message', (answer: Answer) => answers.push(answer));
+  const post = (letter: Letter): void => worker.postMessage(letter);
+  post({ kind: 'start', worker: 0, memory, control, native: false });
+  await heard('ready');
+  Atomics.store(gate, 0, 1);
+  post({ kind: 'park', mail: 0 });
+  while (Atomics.load(gate, 1) === 0) await later(1);
+
+  const { module } = toy.compile({} as Problem, {}, { shared: true } as WasmCaps);
+  Atomics.store(control, MAIL, 1);
+  post({ kind: 'load', program: 7, module: new WebAssembly.Module(module), routines: [] });
+  post({ kind: 'park', mail: 1 });
+  new Int32Array(memory.buffer).set([256, 1, -1], 16);
+  const phases = [{ entry: 0, items: 3, steps: 2 }];
+  writeJob(control, { program: 7, team: 1, params: 64, scratch: 512, scratchBytes: 128, phases });
+  Atomics.store(control, wakeWord(0), 1);
+  Atomics.notify(control, wakeWord(0));
+  Atomics.store(gate, 0, 0);
+  Atomics.notify(gate, 0);
+  await heard('done');
+  assert.deepEqual(
+    answers.map((a) => a.kind),
+    ['ready', 'done'],
+  );
+  assert.deepEqual(Array.from(new Int32Array(memory.buffer, 256, 3)), [3, 3, 3]);
 });

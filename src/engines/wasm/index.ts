@@ -135,10 +135,11 @@ export class WasmEngine implements Engine {
     const own = this.#own('target', target);
     if (target.dtype !== host.dtype || !sameShape(target.shape, host.shape))
       throw new ArgumentError('tensor', `${target.dtype}[${target.shape.join(', ')}]`, host);
-    if (!this.runtime.busy) own.view().set(host.data);
+    const view = own.viewer();
+    if (!this.runtime.busy) view().set(host.data);
     else {
       const data = host.data.slice();
-      void this.runtime.turn(() => own.view().set(data));
+      void this.runtime.turn(() => view().set(data));
     }
   }
 
@@ -147,9 +148,13 @@ export class WasmEngine implements Engine {
     const to = this.#own('target', target);
     if (from.dtype !== to.dtype) throw new ArgumentError('target', `dtype ${from.dtype}`, to.dtype);
     const { pairs, length } = runs;
+    const [sourceEnd, targetEnd] = [sizeOf(from.shape) - length, sizeOf(to.shape) - length];
+    for (let i = 0; i < pairs.length; i += 2)
+      if (pairs[i] < 0 || pairs[i] > sourceEnd || pairs[i + 1] < 0 || pairs[i + 1] > targetEnd)
+        throw new ArgumentError('runs', `pieces of ${length} inside both tensors`, [pairs[i], pairs[i + 1]]);
+    const [reader, writer] = [from.viewer(), to.viewer()];
     const move = (): void => {
-      const read = from.view();
-      const write = to.view();
+      const [read, write] = [reader(), writer()];
       for (let i = 0; i < pairs.length; i += 2) write.set(read.subarray(pairs[i], pairs[i] + length), pairs[i + 1]);
     };
     if (this.runtime.busy) void this.runtime.turn(move);

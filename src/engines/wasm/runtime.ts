@@ -176,7 +176,10 @@ export class Runtime {
     for (const [key, program] of this.#programs) {
       if (this.#programs.size <= PROGRAMS) return;
       this.#programs.delete(key);
-      void program.then(({ id }) => this.turn(() => this.#pool?.drop(id)));
+      program.then(
+        ({ id }) => this.turn(() => this.#pool?.drop(id)),
+        () => undefined,
+      );
     }
   }
 

@@ -44,12 +44,25 @@ export class WasmTensor implements EngineTensor {
    * @throws DisposedError
    */
   view(): HostArray {
-    return new ARRAYS[this.dtype](this.#runtime.heap.memory.buffer, this.address, sizeOf(this.shape));
+    return this.viewer()();
+  }
+
+  /**
+   * `view` for work that is queued: it stays valid after `dispose`, which frees the block only behind what was queued before.
+   *
+   * @throws DisposedError
+   */
+  viewer(): () => HostArray {
+    const { address } = this;
+    return () => new ARRAYS[this.dtype](this.#runtime.heap.memory.buffer, address, sizeOf(this.shape));
   }
 
   async read(): Promise<HostTensor> {
-    void this.address;
-    return this.#runtime.turn(() => tensor(this.view().slice(), this.shape, this.dtype));
+    const view = this.viewer();
+    return this.#runtime.turn(() => {
+      this.#runtime.check();
+      return tensor(view().slice(), this.shape, this.dtype);
+    });
   }
 
   /** Frees the block, once the runs queued before have ended. */

@@ -45,9 +45,12 @@ interface State {
 function park(state: State, mail: number, answer: (answer: Answer) => void): void {
   const { control } = state;
   const word = wakeWord(state.worker);
-  while (Atomics.load(control, MAIL) === mail) {
-    if (Atomics.load(control, word) === state.jobs) {
-      Atomics.wait(control, word, state.jobs);
+  for (;;) {
+    // In this order: whoever sees a job also sees the number of every letter that was posted before it.
+    const jobs = Atomics.load(control, word);
+    if (Atomics.load(control, MAIL) !== mail) return;
+    if (jobs === state.jobs) {
+      Atomics.wait(control, word, jobs);
       continue;
     }
     state.jobs++;

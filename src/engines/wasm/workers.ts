@@ -153,10 +153,12 @@ export class Pool {
   /** Ends all workers, then fails the job at hand: nobody writes to the memory after that. */
   async #dismiss(reason: Error): Promise<void> {
     const crew = this.#crew;
+    // The next crew may have a job before these threads have ended.
+    const waiter = this.#waiter;
     this.#crew = null;
     if (crew === null) return;
     await Promise.all(crew.threads.map((t) => t.terminate()));
-    this.#waiter?.reject(reason);
+    waiter?.reject(reason);
   }
 }
 
