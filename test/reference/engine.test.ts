@@ -113,3 +113,37 @@ test('closing makes runs in flight reject and later work throw', async () => {
   assert.throws(() => engine.allocate('f32', [1]), DisposedError);
   await assert.rejects(engine.prepare(problem, forward), DisposedError);
 });
+
+test('an allocation that the host refuses is a MemoryError too, and nothing is held', async () => {
+  const engine = await open({ memory: 2 ** 60 });
+  assert.throws(
+    () => engine.allocate('f64', [2 ** 40]),
+    (error: unknown) => error instanceof MemoryError && error.requested === 2 ** 43,
+  );
+  assert.equal(engine.bytesInUse, 0);
+  await engine.close();
+});
+
+test('a read waits for the runs before it, and closing holds nothing any more', async () => {
+  const engine = await open();
+  const { problem, inputs } = instantiate('queued', { Hq: 2, Sq: 300, D: 64, noGrads: true });
+  const { forward } = choosePlan(problem, [engine]);
+  const [q, k, v] = [engine.upload(inputs.q), engine.upload(inputs.k), engine.upload(inputs.v)];
+  const out = engine.upload(zeros('f32', inputs.q.shape));
+  const lse = engine.allocate('f32', [problem.B, problem.Hq, problem.Sq]);
+  const program = await engine.prepare(problem, forward);
+  const run = program.run(problem, { q, k, v, out, lse, sides: [], sink: null });
+  const read = out.read();
+  out.dispose();
+  // The run itself writes to the tensor that is gone.
+  await assert.rejects(run, DisposedError);
+  assert.equal(
+    (await read).data.length,
+    out.shape.reduce((n, d) => n * d, 1),
+  );
+  const again = engine.upload(zeros('f32', inputs.q.shape));
+  void program.run(problem, { q, k, v, out: again, lse, sides: [], sink: null });
+  assert.ok((await again.read()).data.some((x) => x !== 0));
+  await engine.close();
+  assert.equal(engine.bytesInUse, 0);
+});

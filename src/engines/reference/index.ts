@@ -60,17 +60,15 @@ class ReferenceEngine implements Engine {
   }
 
   get bytesInUse(): number {
-    return this.#bytes;
+    return this.#closing.signal.aborted ? 0 : this.#bytes;
   }
 
   allocate(dtype: DType, shape: readonly number[]): EngineTensor {
-    this.#reserve(sizeOf(shape) * BYTES[dtype]);
-    return this.#wrap(tensor(allocate(dtype, sizeOf(shape)), shape, dtype));
+    return this.#hold(sizeOf(shape) * BYTES[dtype], () => tensor(allocate(dtype, sizeOf(shape)), shape, dtype));
   }
 
   upload(host: HostTensor): EngineTensor {
-    this.#reserve(bytesOf(host));
-    return this.#wrap(tensor(host.data.slice(), host.shape, host.dtype));
+    return this.#hold(bytesOf(host), () => tensor(host.data.slice(), host.shape, host.dtype));
   }
 
   write(target: EngineTensor, host: HostTensor): void {
@@ -115,16 +113,20 @@ class ReferenceEngine implements Engine {
     return run;
   }
 
-  #reserve(bytes: number): void {
+  /** A tensor of `bytes` within the budget, as far as the host has them. */
+  #hold(bytes: number, make: () => HostTensor): EngineTensor {
     this.#mustBeOpen();
     const free = this.caps.memory - this.#bytes;
     if (bytes > free) throw new MemoryError('reference', bytes, free);
+    let host: HostTensor;
+    try {
+      host = make();
+    } catch (error) {
+      throw error instanceof RangeError ? new MemoryError('reference', bytes, free) : error;
+    }
     this.#bytes += bytes;
-  }
-
-  #wrap(host: HostTensor): EngineTensor {
-    return new ReferenceTensor(this, host, (bytes) => {
-      this.#bytes -= bytes;
+    return new ReferenceTensor(this, host, (freed) => {
+      this.#bytes -= freed;
     });
   }
 

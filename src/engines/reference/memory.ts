@@ -25,8 +25,10 @@ export class ReferenceTensor implements EngineTensor {
     return this.#data;
   }
 
-  read(): Promise<HostTensor> {
-    return new Promise((resolve) => resolve(tensor(this.data.slice(), this.shape, this.dtype)));
+  async read(): Promise<HostTensor> {
+    const { data } = this;
+    await this.engine.synchronize();
+    return tensor(data.slice(), this.shape, this.dtype);
   }
 
   dispose(): void {
