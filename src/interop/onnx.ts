@@ -88,7 +88,7 @@ export async function onnxAttention(
     throw new ArgumentError('softmax_precision', '1, 10, 11 or 16', precision);
   const dtype = Q.dtype as FloatDType;
   const shape = { B: Q.shape[0], Hq: Q.shape[1], Sq: Q.shape[2], Sk: K.shape[2] };
-  const nonpad = readLengths(inputs, shape.B, opset);
+  const nonpad = readLengths(inputs, shape, opset);
   const offset: Offset = nonpad === null ? () => past : (at) => x.sub(x.load<'i32'>(nonpad, [at.b]), shape.Sq);
   const bias = readMask(inputs.attn_mask, shape);
   const masks: Mask[] = [...bias.masks];
@@ -97,6 +97,7 @@ export async function onnxAttention(
   if (nonpad !== null) masks.push(maskOf((at) => x.lt(at.kv, x.load<'i32'>(nonpad, [at.b])), 'nonpad'));
   const mask = masks.length === 0 ? null : masks.length === 1 ? masks[0] : and(...masks);
   const scale = attributes.scale ?? 1 / Math.sqrt(Q.shape[3]);
+  if (!Number.isFinite(scale)) throw new ArgumentError('scale', 'a finite number', scale);
   const arithmetic = options.arithmetic ?? (dtype === 'f16' || dtype === 'bf16' ? 'operator' : 'fused');
 
   let out: HostTensor | null = null;
@@ -147,6 +148,7 @@ function readTensors(inputs: OnnxAttentionInputs, attributes: OnnxAttentionAttri
       if (n !== undefined && (opset >= 25 || n !== t.shape[1]))
         throw new ArgumentError(name, opset >= 25 ? 'nothing for inputs of 4 axes' : `${t.shape[1]}`, n);
   }
+  checkHeads(Q, K, V);
   const { past_key, past_value } = inputs;
   if ((past_key === undefined) !== (past_value === undefined))
     throw new ArgumentError(
@@ -160,6 +162,15 @@ function readTensors(inputs: OnnxAttentionInputs, attributes: OnnxAttentionAttri
   K = joinRows('past_key', past_key, K);
   V = joinRows('past_value', past_value, V);
   return { Q, K, V, past: past_key.shape[2] };
+}
+
+/** All of them [B, H, S, D]: rounding as the operator does reads them without an engine's checks. */
+function checkHeads(Q: HostTensor, K: HostTensor, V: HostTensor): void {
+  const [, Hq, , D] = Q.shape;
+  const [B, Hkv, Sk] = K.shape;
+  if (Hkv === 0 ? Hq !== 0 : Hq % Hkv !== 0) throw new ArgumentError('K', `heads that divide the ${Hq} of Q`, K);
+  if (K.shape[3] !== D) throw new ArgumentError('K', `a head size of ${D}, as Q has`, K);
+  if (V.shape[1] !== Hkv || V.shape[2] !== Sk) throw new ArgumentError('V', `shape [${B}, ${Hkv}, ${Sk}, Dv]`, V);
 }
 
 /** How many keys stand before the queries' own block. */
@@ -178,14 +189,14 @@ function windows(attributes: OnnxAttentionAttributes, offset: Offset, opset: num
   return masks;
 }
 
-function readLengths(inputs: OnnxAttentionInputs, B: number, opset: number): HostTensor | null {
+function readLengths(inputs: OnnxAttentionInputs, { B, Sk }: ScoreShape, opset: number): HostTensor | null {
   const given = inputs.nonpad_kv_seqlen;
   if (given === undefined) return null;
   if (opset < 24) throw new ArgumentError('nonpad_kv_seqlen', `an input of opset 24, not ${opset}`, given);
   const values = 'dtype' in given ? given.data : given;
   const lengths = Int32Array.from(values as ArrayLike<number | bigint>, Number);
-  if (lengths.length !== B || lengths.some((n) => n < 0))
-    throw new ArgumentError('nonpad_kv_seqlen', `${B} lengths >= 0`, [...lengths]);
+  if (lengths.length !== B || lengths.some((n) => n < 0 || n > Sk))
+    throw new ArgumentError('nonpad_kv_seqlen', `${B} lengths from 0 to ${Sk}`, [...lengths]);
   return tensor(lengths, [B]);
 }
 

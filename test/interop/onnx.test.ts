@@ -134,11 +134,18 @@ test('what breaks the operator is refused by name', async () => {
     ['q_num_heads', { Q: flat, K: flat, V: flat }, {}],
     ['Q', { Q: flat, K: flat, V: flat }, { q_num_heads: 3, kv_num_heads: 2 }],
     ['K', { ...good, K: values('f16', 1, 2, 3, 4) }, {}],
+    ['K', { ...good, K: values('f32', 1, 3, 3, 4), V: values('f32', 1, 3, 3, 4) }, {}],
+    ['K', { ...good, K: values('f32', 1, 2, 3, 5) }, {}],
+    ['V', { ...good, V: values('f32', 1, 2, 2, 4) }, {}],
+    ['V', { ...good, V: values('f32', 1, 1, 3, 4) }, {}],
+    ['nonpad_kv_seqlen', { ...good, nonpad_kv_seqlen: [4] }, {}],
+    ['scale', good, { scale: Number.NaN }],
   ];
   for (const [argument, inputs, attributes, options] of bad)
-    await assert.rejects(onnxAttention(inputs, attributes, options), (error) => {
-      assert.ok(error instanceof ArgumentError, String(error));
-      assert.equal(error.argument, argument, error.message);
-      return true;
-    });
+    for (const arithmetic of ['fused', 'operator'] as const)
+      await assert.rejects(onnxAttention(inputs, attributes, { ...options, arithmetic }), (error) => {
+        assert.ok(error instanceof ArgumentError, String(error));
+        assert.equal(error.argument, argument, error.message);
+        return true;
+      });
 });
