@@ -46,7 +46,8 @@ export function derive(mod: F32, wanted: (tensor: TensorLike) => boolean = () =>
 function tangent(nodes: readonly Expr[], seed: Expr, calculus: Calculus<Expr>): F32 | null {
   const tangents = new Map<Expr, Expr>([[seed, calculus.constant(1)]]);
   for (const e of nodes) {
-    if (e.kind !== 'op' || e.type !== 'f32') continue;
+    // What is compared is constant to backward; what is converted to an integer has no derivative.
+    if (e.kind !== 'op' || e.type === 'bool') continue;
     if (!childrenOf(e).some((c) => tangents.has(c))) continue;
     const { derivative } = OPS[e.op];
     if (derivative === null)

@@ -23,6 +23,7 @@ import {
   sub,
   tanh,
   toF32,
+  toI32,
 } from '../../src/mods/build.ts';
 import { derive } from '../../src/mods/derive.ts';
 import { compileEvaluator, evaluate, type Point } from '../../src/mods/evaluate.ts';
@@ -149,6 +150,11 @@ test('an op without derivative is an error exactly when its derivative is needed
   const bias = tensor(new Float32Array([1, 2]), [2]);
   assert.throws(() => derive(floor(score)), { name: 'ExpressionError', message: /^floor: .*score.*detach/ });
   assert.throws(() => derive(add(score, round(load(bias, [h])))), ExpressionError);
+  assert.throws(() => derive(mul(score, toF32(toI32(score)))), {
+    name: 'ExpressionError',
+    message: /^toI32: .*detach/,
+  });
+  assert.equal(printExpr(derive(mul(score, toF32(toI32(detach(score))))).dScore), 'toF32(toI32(detach(score)))');
   const { dLoads } = derive(add(score, round(load(bias, [h]))), () => false);
   assert.equal(dLoads.size, 0);
   assert.equal(printExpr(derive(add(score, detach(floor(detach(score))))).dScore), '1f');
