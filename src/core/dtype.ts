@@ -36,11 +36,13 @@ export function allocate(dtype: DType, length: number): HostArray {
 const f32 = new Float32Array(1);
 const bits = new Uint32Array(f32.buffer);
 
-/** Bits of the bfloat16 nearest to x (ties to even; NaN stays NaN). */
+/** Bits of the bfloat16 nearest to x (ties to even, decided on the float64 value; NaN stays NaN). */
 export function toBf16(x: number): number {
   f32[0] = x;
-  const u = bits[0];
+  let u = bits[0];
   if ((u & 0x7fffffff) > 0x7f800000) return (u >>> 16) | 0x40;
+  // A tie that rounding to float32 has made is none: half a step towards x decides.
+  if ((u & 0xffff) === 0x8000 && f32[0] !== x) u += Math.abs(x) > Math.abs(f32[0]) ? 1 : -1;
   return (u + 0x7fff + ((u >>> 16) & 1)) >>> 16;
 }
 
