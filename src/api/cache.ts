@@ -125,9 +125,9 @@ export class KvCache {
     return this.#lengths.filter((n) => n !== null);
   }
 
-  /** Rows that sequences can still grow by: of each when dense, of all together when paged. */
+  /** Rows that sequences can still grow by: each of them when dense, all together (in pages nobody uses) when paged. */
   get freeRows(): number {
-    return this.#place.freeRows;
+    return this.#place.freeRows(this.lengths);
   }
 
   /**
@@ -200,7 +200,7 @@ export class KvCache {
     this.#lengths[slot] = null;
   }
 
-  /** Frees the storage. Runs that were queued before still see it. */
+  /** Frees the storage. Await the calls on it first. */
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;

@@ -64,7 +64,7 @@ export async function attentionDecode(
   const causal = given.causal === undefined || given.causal === true ? 'bottom-right' : given.causal;
   const options: ForwardOptions = { ...given, causal: oneQuery && causal === 'bottom-right' ? false : causal };
   const request = decodeRequest(q, cache, view, options);
-  const signature = decodeSignature(q, view, request.problem, options);
+  const signature = decodeSignature(q, cache, view, request.problem, options);
   const call = { ...(await prepare([engine], signature, () => request, options.prefer)), request };
   const { into } = options;
   const arena = new Arena(engine);
@@ -126,10 +126,16 @@ function decodeRequest(q: Tensor, cache: KvCache, view: CacheView, options: Forw
  * Programs do not depend on lengths, but the best plan does: it is made anew when the longest sequence has doubled. A
  * program that was planned for shorter sequences serves longer ones until then.
  */
-function decodeSignature(q: Tensor, view: CacheView, problem: Problem, options: ForwardOptions): string | null {
+function decodeSignature(
+  q: Tensor,
+  { layout }: KvCache,
+  view: CacheView,
+  problem: Problem,
+  options: ForwardOptions,
+): string | null {
   const plain = signatureOf([q, view.k, view.v], options, null);
   const paged = problem.kv.kind === 'paged';
   return plain === null
     ? null
-    : `${plain}decode=${Math.ceil(Math.log2(Math.max(problem.Sk, 1)))} ${problem.uniform} ${paged} ${problem.strides.k.b};`;
+    : `${plain}decode=${Math.ceil(Math.log2(Math.max(problem.Sk, 1)))} ${layout} ${problem.uniform} ${paged} ${problem.strides.k.b};`;
 }

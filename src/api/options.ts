@@ -91,7 +91,7 @@ export interface AttentionOptions {
 }
 
 export interface ForwardOptions<T extends Tensor = Tensor> extends AttentionOptions {
-  /** Where results go, instead of new tensors: same dtype and shape, and in the same memory as q. Written only on success. */
+  /** Where results go, instead of new tensors: same dtype and shape, and in the same memory as q. Host tensors are written only on success. */
   readonly into?: { readonly out?: T | undefined; readonly lse?: T | undefined } | undefined;
 }
 

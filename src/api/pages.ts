@@ -10,8 +10,8 @@ export interface Placement {
   /** First axis of the storage tensors, and rows a head has there. */
   readonly blocks: number;
   readonly rowsPerBlock: number;
-  /** Rows free for sequences to grow into, over all of them. */
-  readonly freeRows: number;
+  /** Rows that sequences of these lengths can still grow by: all together where they share a pool, else each of them. */
+  freeRows(lengths: readonly number[]): number;
   /**
    * Makes rows [length, length + count) of every slot writable, all or none. Returns whole blocks to copy first (source,
    * target), because a sequence may not write into rows it shares.
@@ -31,7 +31,7 @@ export function densePlacement(slots: number, capacity: number): Placement {
   return {
     blocks: slots,
     rowsPerBlock: capacity,
-    freeRows: capacity,
+    freeRows: (lengths) => capacity - Math.max(0, ...lengths),
     grow(which, lengths, counts) {
       which.forEach((slot, i) => {
         if (lengths[i] + counts[i] > capacity)
@@ -61,7 +61,7 @@ export class PagedPlacement implements Placement {
     this.#free = Array.from({ length: pages }, (_, i) => pages - 1 - i);
   }
 
-  get freeRows(): number {
+  freeRows(): number {
     return this.#free.length * this.rowsPerBlock;
   }
 

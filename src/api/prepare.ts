@@ -43,10 +43,15 @@ export async function prepareCall(
   const order = orderOf({ q, k, v }, options);
   const plain = signatureOf([q, k, v], options, grads);
   const signature = view === null || plain === null ? plain : `${plain};view=${view.q};${view.k};${view.v}`;
-  const make = (): Request => createRequest(q, k, v, options, grads, view);
+  let made: Request | undefined;
+  const make = (): Request => {
+    made = createRequest(q, k, v, options, grads, view);
+    return made;
+  };
   const call = await prepare(order, signature, make, options.prefer);
-  if (call.request.problem.dropout === null) return call;
-  // A remembered call has another call's dropout state.
+  // A remembered call has another call's dropout state. A new one keeps its problem, and what planning found out about it:
+  // backward then sees the blocks that forward saw, whatever happened to a mask's host tensor in between.
+  if (call.request === made || call.request.problem.dropout === null) return call;
   const problem = Object.freeze({ ...call.request.problem, dropout: dropoutOf(options.dropout) });
   return { ...call, request: { ...call.request, problem } };
 }

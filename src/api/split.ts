@@ -71,7 +71,8 @@ export async function splitCall(
       for (let h = 0; h < problem.Hkv; h += heads)
         ranges.push({ b, batches: Math.min(each, batches - b), h, heads: Math.min(heads, problem.Hkv - h) });
     const calls = await Promise.all(ranges.map((range) => partCall(call, range, prefer)));
-    return calls.map((c, i) => partOf(problem, c ?? first, ranges[i]));
+    const found = calls.filter((c) => c !== null);
+    if (found.length === calls.length) return found.map((c, i) => partOf(problem, c, ranges[i]));
   }
   throw fail;
 }

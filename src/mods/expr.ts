@@ -47,13 +47,16 @@ export interface ScoreContext extends MaskContext {
   readonly score: F32;
 }
 
-/** A named mask: true means attend. `label` appears in plans, ids and messages. */
+/**
+ * A named mask: true means attend. `label` appears in plans, ids and messages. `build` gives the same expression every time:
+ * it may be called once for many calls.
+ */
 export interface Mask {
   readonly label: string;
   readonly build: (at: MaskContext) => Bool;
 }
 
-/** A named score modifier, applied to scale * q.k before the mask and the softmax. */
+/** A named score modifier, applied to scale * q.k before the mask and the softmax. `build` as for a Mask. */
 export interface Mod {
   readonly label: string;
   readonly build: (at: ScoreContext) => F32;

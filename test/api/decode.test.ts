@@ -167,3 +167,42 @@ test('16-bit caches, and results into given tensors', async () => {
   assert.equal(difference(out, (await attention(q, k, v, { engine })).out), 0);
   await engine.close();
 });
+
+test('dense caches tell how much every sequence can still grow by', async () => {
+  const engine = await openEngine('math');
+  const cache = KvCache.create(engine, { B: 2, Hkv, D, capacity: 10 });
+  assert.equal(cache.freeRows, 10);
+  cache.append(r(2, Hkv, 3, D), r(2, Hkv, 3, D), { lengths: [1, 3] });
+  assert.equal(cache.freeRows, 7);
+  await engine.close();
+});
+
+for (const threads of [1, 2])
+  test(`${threads} threads: rows appended while a run is in flight arrive, and their tensors may go at once`, async () => {
+    const engine = await openEngine('wasm', { threads, guards: true });
+    const cache = KvCache.create(engine, { B: 1, Hkv, D, capacity: 16 });
+    const [k, v, q] = [r(1, Hkv, 5, D), r(1, Hkv, 5, D), r(1, Hq, 1, D)];
+    const long = r(1, 2, 3000, 32);
+    const run = attention(long, long, long, { engine });
+    while (!engine.runtime.busy) await new Promise((resolve) => setImmediate(resolve));
+    cache.append(k, v);
+    const { out } = await attentionDecode(q, cache);
+    assertClose(out, (await attention(q, k, v, { engine: 'math' })).out);
+    await run;
+    cache.dispose();
+    assert.equal(engine.bytesInUse, 0);
+    await engine.close();
+  });
+
+test('caches that differ in their layout alone do not share a plan', async () => {
+  const engine = await openEngine('wasm');
+  const [q, k, v] = [r(2, 4, 4, D), r(2, 4, 4, D), r(2, 4, 4, D)];
+  for (const layout of ['bhnd', 'bnhd'] as const) {
+    const cache = KvCache.create(engine, { B: 2, Hkv: 4, D, capacity: 8, layout });
+    cache.append(k, v);
+    const { out } = await attentionDecode(q, cache);
+    assertClose(out, (await attention(q, k, v, { layout, causal: true, engine: 'math' })).out);
+    cache.dispose();
+  }
+  await engine.close();
+});

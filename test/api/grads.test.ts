@@ -7,7 +7,7 @@ import { openEngine } from '../../src/api/registry.ts';
 import { DisposedError } from '../../src/core/errors.ts';
 import { type HostTensor, tensor } from '../../src/core/tensor.ts';
 import * as x from '../../src/mods/build.ts';
-import { assertClose, bits, numbers, r, rand, rejects } from './support.ts';
+import { assertClose, bits, numbers, r, rand, rejects, where } from './support.ts';
 
 /** d(sum(out * dOut) + sum(lse * dLse)) / d t[i], by central differences in float64. */
 async function numeric(t: HostTensor, i: number, loss: () => Promise<number>): Promise<number> {
@@ -182,3 +182,19 @@ test('packed rows of no sequence have zero gradients', async () => {
   }
   run.dispose();
 });
+
+for (const dropout of [undefined, { p: 0.2, seed: 3 }])
+  test(`a mask's host tensor may change after forward${dropout ? ', with dropout' : ''}`, async () => {
+    const engine = await openEngine('wasm');
+    const [qs, ks, vs, dOut] = [r(1, 2, 150, 16), r(1, 2, 150, 16), r(1, 2, 150, 16), r(1, 2, 150, 16)];
+    const mask = where(150, 150, (i, j) => j <= i);
+    const before = await attentionWithGrads(qs, ks, vs, { mask, dropout, engine });
+    const wanted = await before.backward(dOut);
+    const run = await attentionWithGrads(qs, ks, vs, { mask, dropout, engine });
+    mask.data.fill(0);
+    const got = await run.backward(dOut);
+    for (const name of ['dq', 'dk', 'dv'] as const) assertClose(got[name], wanted[name], 0);
+    before.dispose();
+    run.dispose();
+    await engine.close();
+  });
