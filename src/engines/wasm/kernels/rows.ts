@@ -112,19 +112,28 @@ export function emitTransposeOut(
   });
 }
 
+/** Vectors that are copied in one piece. */
+const COPIES = 8;
+
 /**
  * (from, stride, rows, to): `rows` rows of `size` elements become neighbouring f32 rows. Writes up to 12 bytes past the last.
  */
 export function emitStraighten(m: ModuleBuilder, name: string, dtype: Stored, size: number): Callable {
   return m.func(name, { from: 'i32', stride: 'i32', rows: 'i32', to: 'i32' }, (f, p) => {
+    const vectors = Math.ceil(size / 4);
+    const copy = (from: I32, to: I32, count: number): void => {
+      const loaded = Array.from({ length: count }, (_, i) => f.let(loadFour(f, dtype, from, 4 * i * BYTES[dtype])));
+      for (const [i, x] of loaded.entries()) f.do(v128.store(to, x, 16 * i));
+    };
     f.for(0, p.rows, 1, () => {
       const from = f.let(p.from, 'at');
       const to = f.let(p.to, 'row');
-      f.for(0, size, 4, () => {
-        f.do(v128.store(to, loadFour(f, dtype, from)));
-        f.bump(from, 4 * BYTES[dtype]);
-        f.bump(to, 16);
+      f.for(0, Math.floor(vectors / COPIES), 1, () => {
+        copy(from, to, COPIES);
+        f.bump(from, COPIES * 4 * BYTES[dtype]);
+        f.bump(to, COPIES * 16);
       });
+      if (vectors % COPIES > 0) copy(from, to, vectors % COPIES);
       f.bump(p.from, p.stride);
       f.bump(p.to, 4 * size);
     });
