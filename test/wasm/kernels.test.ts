@@ -4,13 +4,10 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
 import { instantiate, type Spec } from '../../src/conformance/spec.ts';
-import { tensor } from '../../src/core/tensor.ts';
-import { open, WasmEngine } from '../../src/engines/wasm/index.ts';
+import { open } from '../../src/engines/wasm/index.ts';
 import type { WasmCaps } from '../../src/engines/wasm/kernel.ts';
 import { KERNELS } from '../../src/engines/wasm/kernels/all.ts';
-import { standard } from '../../src/engines/wasm/kernels/standard.ts';
-import { alibi, biasTensor, causal, documents, slidingWindow, softcap } from '../../src/mods/library.ts';
-import { createProblem } from '../../src/problem/problem.ts';
+import { causal, slidingWindow, softcap } from '../../src/mods/library.ts';
 
 const FOLDER = join('test', 'golden', 'wasm');
 
@@ -106,54 +103,4 @@ test('lengths, batches, strides, seeds and scale are run-time values: the key st
     ])
       assert.notEqual(kernel.key(make(other), config, CAPS), key);
   }
-});
-
-test('standard attention gives what tiled attention gives', async () => {
-  const tiled = await open({ threads: 1 });
-  const whole = new WasmEngine(tiled.runtime, tiled.caps, [standard]);
-  const bias = tensor(
-    Float32Array.from({ length: 65 * 97 }, (_, i) => Math.sin(i)),
-    [65, 97],
-  );
-  const ids = (n: number) =>
-    tensor(
-      Int32Array.from({ length: n }, (_, i) => Math.floor(i / 30)),
-      [1, n],
-    );
-  const specs: Spec[] = [
-    {},
-    { mask: () => causal() },
-    { mod: () => biasTensor(bias), sink: true },
-    { mask: () => documents(ids(65), ids(97)), mod: () => alibi(tensor(Float32Array.of(0.5, 0.25), [2])) },
-    { dtype: 'f16', layout: 'bnhd', dropout: { p: 0.2, seed: [3, 4], offset: 5 } },
-  ];
-  for (const [i, spec] of specs.entries()) {
-    const made = instantiate(`standard ${i}`, { Sq: 65, Sk: 97, D: 40, noGrads: true, ...spec });
-    const problem = createProblem({ ...made.problem, grads: null });
-    const results: number[][] = [];
-    for (const engine of [tiled, whole]) {
-      const [kernel] = engine.kernels;
-      const [config] = kernel.configs(problem, engine.caps);
-      const cost = kernel.cost(problem, config, engine.caps);
-      const program = await engine.prepare(problem, { pass: 'forward', kernel: kernel.name, config, cost });
-      const { inputs } = made;
-      const held = [inputs.q, inputs.k, inputs.v, ...inputs.sides, ...(inputs.sink ? [inputs.sink] : [])].map((t) =>
-        engine.upload(t),
-      );
-      const [q, k, v, ...rest] = held;
-      const sides = rest.slice(0, inputs.sides.length);
-      const sink = inputs.sink === null ? null : rest[inputs.sides.length];
-      const out = engine.allocate(problem.dtype, inputs.q.shape);
-      const lse = engine.allocate('f32', [1, problem.Hq, problem.Sq]);
-      await program.run(problem, { q, k, v, out, lse, sides, sink });
-      results.push([...(await lse.read()).data]);
-      for (const t of [...held, out, lse]) t.dispose();
-    }
-    const [a, b] = results;
-    a.forEach((x, j) => {
-      assert.ok(Math.abs(x - b[j]) < 1e-5 * Math.max(1, Math.abs(x)), `lse ${j} of ${i}: ${x}, ${b[j]}`);
-    });
-  }
-  assert.equal(tiled.bytesInUse, 0);
-  await tiled.close();
 });

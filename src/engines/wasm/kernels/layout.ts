@@ -6,7 +6,6 @@ import type { Heap } from '../kernel.ts';
 /** Fields of 32 bits each, in order. */
 export interface Layout<N extends string> {
   readonly bytes: number;
-  readonly offset: (field: N) => number;
   readonly i32: (at: Local<'i32'>, field: N) => I32;
   readonly f32: (at: Local<'i32'>, field: N) => F32;
   /** Writes a record; integers as they are (addresses may use all 32 bits), `f32` fields as floats. */
@@ -22,7 +21,6 @@ export function layout<const N extends string, const F extends string = never>(
   const offset = (field: N | F): number => 4 * names.indexOf(field);
   return {
     bytes: 4 * names.length,
-    offset,
     i32: (at, field) => i32.load(at, offset(field)),
     f32: (at, field) => f32.load(at, offset(field)),
     write: (heap, address, values) => {
