@@ -98,7 +98,9 @@ export async function findAdapter(options: WebGpuOptions): Promise<{ gpu: GPU | 
   if (options.adapter !== undefined && typeof options.adapter !== 'string')
     return { gpu: null, adapter: options.adapter };
   const gpu = await implementation(options);
-  const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
+  const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' }).catch((cause: Error) => {
+    throw new DeviceError('webgpu', cause.message, { cause });
+  });
   if (adapter === null) throw new DeviceError('webgpu', 'requestAdapter() found no adapter');
   return { gpu, adapter };
 }

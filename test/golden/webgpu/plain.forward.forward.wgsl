@@ -102,11 +102,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       var sa_0: vec4<f32>;
       var sb_0: vec4<f32>;
       var sb_1: vec4<f32>;
-      sa_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
-      sb_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
-      sb_1 = ld_k(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
       let start = 0u;
       workgroupBarrier(); // what was read from this place before is done with
+      sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
+      sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
+      sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
       arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
       arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
       arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
@@ -134,8 +134,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     var ox_0: vec4<f32>;
     var ox_1: vec4<f32>;
-    ox_0 = ld_v(k0 + 0u + tid / 8u, tid % 8u);
-    ox_1 = ld_v(k0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
     s_0_0 = s_0_0 * P.scaleLog2;
     s_1_0 = s_1_0 * P.scaleLog2;
     if (k0 + 32u > lenK) {
@@ -174,6 +172,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     for (var start = 0u; start < 32u; start += 16u) {
       workgroupBarrier(); // the place's last readers are done
+      ox_0 = ld_v(k0 + start + tid / 8u, tid % 8u);
+      ox_1 = ld_v(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
       if (start == 0u) {
         arena[0u + (r + 0u) * 9u + c] = s_0_0;
         arena[0u + (r + 8u) * 9u + c] = s_1_0;
@@ -181,10 +181,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       arena[144u + tid] = ox_0;
       arena[144u + (tid + 64u)] = ox_1;
       workgroupBarrier(); // P and the staged rows are visible
-      if (start + 16u < 32u) {
-        ox_0 = ld_v(k0 + (start + 16u) + tid / 8u, tid % 8u);
-        ox_1 = ld_v(k0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
-      }
       for (var j = 0u; j < 4u; j++) {
         let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
         let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];

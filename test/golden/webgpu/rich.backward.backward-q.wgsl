@@ -239,11 +239,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           var sa_0: vec4<f32>;
           var sb_0: vec4<f32>;
           var sb_1: vec4<f32>;
-          sa_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
-          sb_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
-          sb_1 = ld_k(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
           let start = 0u;
           workgroupBarrier(); // what was read from this place before is done with
+          sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
+          sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
+          sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
           arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
@@ -275,11 +275,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           var ta_0: vec4<f32>;
           var tb_0: vec4<f32>;
           var tb_1: vec4<f32>;
-          ta_0 = ld_dOut(q0 + tid / 4u, 0u + tid % 4u);
-          tb_0 = ld_v(k0 + tid / 4u, 0u + tid % 4u);
-          tb_1 = ld_v(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
           let start = 0u;
           workgroupBarrier(); // what was read from this place before is done with
+          ta_0 = ld_dOut(q0 + tid / 4u, start + tid % 4u);
+          tb_0 = ld_v(k0 + tid / 4u, start + tid % 4u);
+          tb_1 = ld_v(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
           arena[160u + (tid / 4u) * 5u + tid % 4u] = ta_0;
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
@@ -307,8 +307,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         var dqx_0: vec4<f32>;
         var dqx_1: vec4<f32>;
-        dqx_0 = ld_k(k0 + 0u + tid / 8u, tid % 8u);
-        dqx_1 = ld_k(k0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
         let raw_0_0 = s_0_0 * P.scale;
         s_0_0 = exp2(mod4(s_0_0 * P.scale, q_0, i32(k0 + 4u * c + 0u)) * 1.4426950408889634 - vec4<f32>(lse_0));
         let raw_1_0 = s_1_0 * P.scale;
@@ -330,6 +328,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         for (var start = 0u; start < 32u; start += 16u) {
           workgroupBarrier(); // the place's last readers are done
+          dqx_0 = ld_k(k0 + start + tid / 8u, tid % 8u);
+          dqx_1 = ld_k(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
           if (start == 0u) {
             arena[0u + (r + 0u) * 9u + c] = t_0_0;
             arena[0u + (r + 8u) * 9u + c] = t_1_0;
@@ -339,10 +339,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           arena[144u + (tid + 64u)] = dqx_1;
           if (partial && any((bitcast<vec4<u32>>(dqx_1) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
           workgroupBarrier(); // P and the staged rows are visible
-          if (start + 16u < 32u) {
-            dqx_0 = ld_k(k0 + (start + 16u) + tid / 8u, tid % 8u);
-            dqx_1 = ld_k(k0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
-          }
           if (atomicLoad(&poison) != 0u) {
             for (var j = 0u; j < 4u; j++) {
               for (var e = 0u; e < 4u; e++) {

@@ -223,11 +223,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var sa_0: vec4<f32>;
         var sb_0: vec4<f32>;
         var sb_1: vec4<f32>;
-        sa_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
-        sb_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
-        sb_1 = ld_k(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
         let start = 0u;
         workgroupBarrier(); // what was read from this place before is done with
+        sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
+        sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
+        sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
         arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
         arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
         arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
@@ -259,11 +259,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var ta_0: vec4<f32>;
         var tb_0: vec4<f32>;
         var tb_1: vec4<f32>;
-        ta_0 = ld_dOut(q0 + tid / 4u, 0u + tid % 4u);
-        tb_0 = ld_v(k0 + tid / 4u, 0u + tid % 4u);
-        tb_1 = ld_v(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
         let start = 0u;
         workgroupBarrier(); // what was read from this place before is done with
+        ta_0 = ld_dOut(q0 + tid / 4u, start + tid % 4u);
+        tb_0 = ld_v(k0 + tid / 4u, start + tid % 4u);
+        tb_1 = ld_v(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
         arena[160u + (tid / 4u) * 5u + tid % 4u] = ta_0;
         arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
         arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;

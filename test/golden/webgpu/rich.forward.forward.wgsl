@@ -207,11 +207,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           var sa_0: vec4<f32>;
           var sb_0: vec4<f32>;
           var sb_1: vec4<f32>;
-          sa_0 = ld_q(q0 + tid / 4u, 0u + tid % 4u);
-          sb_0 = ld_k(k0 + tid / 4u, 0u + tid % 4u);
-          sb_1 = ld_k(k0 + (tid + 64u) / 4u, 0u + (tid + 64u) % 4u);
           let start = 0u;
           workgroupBarrier(); // what was read from this place before is done with
+          sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
+          sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
+          sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
           arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
@@ -239,8 +239,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         var ox_0: vec4<f32>;
         var ox_1: vec4<f32>;
-        ox_0 = ld_v(k0 + 0u + tid / 8u, tid % 8u);
-        ox_1 = ld_v(k0 + 0u + (tid + 64u) / 8u, (tid + 64u) % 8u);
         s_0_0 = mod4(s_0_0 * P.scale, q_0, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
         s_1_0 = mod4(s_1_0 * P.scale, q_1, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
         if (partial) {
@@ -284,6 +282,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         for (var start = 0u; start < 32u; start += 16u) {
           workgroupBarrier(); // the place's last readers are done
+          ox_0 = ld_v(k0 + start + tid / 8u, tid % 8u);
+          ox_1 = ld_v(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
           if (start == 0u) {
             arena[0u + (r + 0u) * 9u + c] = s_0_0;
             arena[0u + (r + 8u) * 9u + c] = s_1_0;
@@ -293,10 +293,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           arena[144u + (tid + 64u)] = ox_1;
           if (partial && any((bitcast<vec4<u32>>(ox_1) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
           workgroupBarrier(); // P and the staged rows are visible
-          if (start + 16u < 32u) {
-            ox_0 = ld_v(k0 + (start + 16u) + tid / 8u, tid % 8u);
-            ox_1 = ld_v(k0 + (start + 16u) + (tid + 64u) / 8u, (tid + 64u) % 8u);
-          }
           if (atomicLoad(&poison) != 0u) {
             for (var j = 0u; j < 4u; j++) {
               for (var e = 0u; e < 4u; e++) {

@@ -27,11 +27,11 @@ import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { overRuns } from './scores.ts';
 import { sidePasses } from './sides.ts';
 import { accumulate, declareSum, dot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
-import { fits, reuse, type TileConfig, tile } from './tiles.ts';
+import { fits, reuse, SOFTWARE_TILES, type TileConfig, tile } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
-  if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
+  if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64) return [tile(16, 8, 4, 64, 8, 16), tile(16, 8, 4, 32, 4, 16), ...small];
   if (wide <= 128) return [tile(8, 16, 8, 64, 8, 8), tile(8, 16, 4, 64, 8, 8), ...small];
@@ -62,7 +62,10 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
     const buffers = LEAST_BUFFERS + problem.sides.length;
     return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
   },
-  configs: (problem, caps) => candidates(problem, caps).filter((t) => fits(t, placing(problem)(), caps)),
+  configs(problem, caps) {
+    const fitting = candidates(problem, caps).filter((t) => fits(t, placing(problem)(), caps));
+    return caps.software ? fitting.slice(0, 1) : fitting;
+  },
   cost(problem, t, caps) {
     const flops = flopsOf(problem, 'backward');
     const bytes = tiledBytes(problem, 'backward', rowsOf(t), t.cols);

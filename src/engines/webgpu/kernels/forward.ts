@@ -20,11 +20,11 @@ import {
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
 import { accumulate, colQuads, declareSum, dot, exchangeSlot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
-import { reuse, type TileConfig, tile, tileConfigs } from './tiles.ts';
+import { reuse, SOFTWARE_TILES, type TileConfig, tile, tileConfigs } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
-  if (caps.software) return [tile(8, 8, 2, 32, 4, 16), tile(8, 4, 2, 16, 4, 8)];
+  if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64) return [tile(16, 8, 8, 64, 4, 16), tile(8, 8, 8, 64, 4, 16), ...small];
   if (wide <= 128) return [tile(8, 16, 8, 64, 8, 8), tile(16, 16, 4, 64, 8, 8), tile(8, 16, 4, 64, 4, 8), ...small];
@@ -64,7 +64,8 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
 
 function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
   const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
-  return rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
+  const able = rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
+  return caps.software ? able.slice(0, 1) : able;
 }
 
 function launchForward(problem: Problem, t: TileConfig): Launch {

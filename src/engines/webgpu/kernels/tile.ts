@@ -27,6 +27,8 @@ export interface Tile {
   readonly depth: number;
   /** Rows of X staged at a time by `accumulate`: divides 4 ct, a multiple of 4. */
   readonly span: number;
+  /** The next stage is loaded while one is multiplied, as far as registers allow. */
+  readonly ahead: boolean;
 }
 
 export const rowsOf = (t: Tile): number => t.rt * t.tm;
@@ -155,7 +157,7 @@ ${unroll(
 ${unroll2(vs, 4, (v, e) => `${acc}_${i}_${v} = fma(vec4<f32>(a_${i}.${XYZW[e]}), bt_${v}_${e}, ${acc}_${i}_${v});`)}`,
 )}
 }`;
-  const ahead = moves.reduce((n, m) => n + m.vectors, 0) <= IN_FLIGHT;
+  const ahead = t.ahead && moves.reduce((n, m) => n + m.vectors, 0) <= IN_FLIGHT;
   const step = (next: string): string => `workgroupBarrier(); // what was read from this place before is done with
 ${ahead ? '' : all((m) => m.fetch('start'))}
 ${all((m) => m.store)}
@@ -210,7 +212,7 @@ export function accumulate(
     (i, start) => `${x.load}(${x.first} + ${start} + ${i} / ${stride}u, ${i} % ${stride}u)`,
     (i, value) => `arena[${at.x}u + ${i}] = ${value};${raise(value)}`,
   );
-  const ahead = rows.vectors <= IN_FLIGHT;
+  const ahead = t.ahead && rows.vectors <= IN_FLIGHT;
 
   const product = (v: number): string => {
     const p = (i: number): string =>
