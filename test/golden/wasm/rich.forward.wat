@@ -1072,7 +1072,6 @@
           (local.set $kv.7 (i32.add (local.get $kv.7) (i32.const 1)))
           (local.set $i.25 (i32.add (local.get $i.25) (i32.const 1)))
           (br_if $loop.2 (i32.lt_s (local.get $i.25) (local.get $rows.5))))))
-    (local.set $first.23 (i32.and (local.get $first.23) (i32.const -4)))
     (i32.store offset=2752 (local.get $work.4) (select (local.get $first.23) (local.get $last.24) (i32.lt_s (local.get $first.23) (local.get $last.24))))
     (i32.store offset=2756 (local.get $work.4) (local.get $last.24)))
   (func $careful_out (param $v.0 i32) (param $p.1 i32) (param $out.2 i32) (param $alpha.3 i32) (param $rows.4 i32)
@@ -1145,7 +1144,7 @@
     (if (local.get $partial.9)
       (then
         (call $span (local.get $params.0) (local.get $item.1) (local.get $lane0.2) (local.get $kv0.3) (local.get $work.8) (local.get $rows.6))
-        (local.set $first.11 (i32.load offset=2752 (local.get $work.8)))
+        (local.set $first.11 (i32.and (i32.load offset=2752 (local.get $work.8)) (i32.const -4)))
         (local.set $rows.6 (i32.sub (i32.load offset=2756 (local.get $work.8)) (local.get $first.11)))
         (if (i32.eqz (local.get $rows.6))
           (then

@@ -121,7 +121,8 @@ export function emitAttention(
       f.if(a.partial, () => {
         // The lanes at hand may need fewer keys than the whole block of queries does.
         f.call(span, a.params, a.item, a.lane0, a.kv0, a.work, a.rows);
-        const first = f.let(i32.load(a.work, work.span), 'first');
+        // Dropout draws for four keys at a time.
+        const first = f.let(i32.and(i32.load(a.work, work.span), -4), 'first');
         f.set(a.rows, i32.sub(i32.load(a.work, work.span + 4), first));
         f.if(i32.eqz(a.rows), () => f.return());
         f.bump(a.kv0, first);

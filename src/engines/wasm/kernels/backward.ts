@@ -23,7 +23,7 @@ import { BACKWARD, CHAIN, dqPlanOf, HEAD, splitsOf, writeChains } from './chains
 import { emitDelta, emitSumDq, emitSumSide, emitSumSink, PHASE, SIDE_ITEM } from './delta.ts';
 import { expressionsOf } from './expressions.ts';
 import { emitCarefulProduct, emitClear, emitProduct } from './gemm.ts';
-import { BLOCK, emitDropWeights, emitScoreGradients, emitWeights } from './gradients.ts';
+import { BLOCK, emitDropWeights, emitQuerySpan, emitScoreGradients, emitWeights } from './gradients.ts';
 import { codeKey, refuseStorage } from './identity.ts';
 import { minimum } from './items.ts';
 import { emitCheckFinite, straightener } from './keys.ts';
@@ -72,6 +72,7 @@ const scratchOf = ({ D, Dv }: Problem, { blockQ, blockK }: BackwardConfig, lanes
     dp: scores,
     ds: blockQ * blockK * 4,
     flag: 4,
+    span: 8,
     constants: ConstantTable.bytes,
     descriptor: DESCRIPTOR_BYTES,
   });
@@ -133,6 +134,7 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
   const expressions = { ...expressionsOf(problem), mod: derivatives?.value ?? null };
   const weights = emitWeights(m, 'weights', piece, row, { ...expressions, mask: null }, table);
   const maskedWeights = mask && emitWeights(m, 'masked_weights', piece, row, expressions, table);
+  const span = mask && emitQuerySpan(m, shape, expressions, table);
   const drop = dropout && emitDropWeights(m, piece, row);
   const dScore = derivatives?.dScore ?? null;
   const gradients = emitScoreGradients(
@@ -162,6 +164,24 @@ function build(problem: Problem, config: BackwardConfig, caps: WasmCaps): Module
           ...buffers.map((b) => i32.add(b, lane * 4)),
         );
     };
+    if (span)
+      f.if(a.partial, () => {
+        // The lanes at hand may be seen by fewer queries than the whole block of keys is: the others' dS is zero.
+        const to = f.let(i32.add(a.scratch, scratch.span), 'span');
+        f.call(span, a.constants, a.params, a.chain, a.head, a.kv0, a.q0, a.rows, to);
+        const [first, last] = [f.let(i32.load(to), 'first'), f.let(i32.load(to, 4), 'last')];
+        const v = new Vectors(f, shape);
+        const clear = (from: I32, end: I32): void =>
+          f.for(from, f.let(end, 'end'), 1, (r) => v.store(i32.add(a.ds, i32.mul(r, dsRow)), v.repeat(floats(0))));
+        clear(i32Const(0), first);
+        clear(last, a.rows);
+        f.set(a.rows, i32.sub(last, first));
+        f.if(i32.eqz(a.rows), () => f.return());
+        f.bump(a.q0, first);
+        f.bump(a.q, i32.mul(first, 4 * D));
+        f.bump(a.dOut, i32.mul(first, 4 * Dv));
+        f.bump(a.ds, i32.mul(first, dsRow));
+      });
     f.call(scores, a.q, i32.add(a.group, group.k), s, a.rows, D, descriptor);
     const plain = (): void => pieces(weights, s, p);
     if (maskedWeights) f.if(a.partial, () => pieces(maskedWeights, s, p), plain);

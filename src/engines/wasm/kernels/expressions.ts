@@ -5,7 +5,7 @@ import { lowerAll } from '../../../mods/lower.ts';
 import { simplify } from '../../../mods/simplify.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Local } from '../asm/func.ts';
-import { type I32, i32, i32x4, v128 } from '../asm/values.ts';
+import { type I32, i32, i32Const, i32x4, select, v128 } from '../asm/values.ts';
 import { type Lanes, laneTarget, type Scalar, type Surroundings, type Value, widenScalar } from '../math.ts';
 import { iota, type Vec, type Vectors } from '../tile.ts';
 
@@ -88,8 +88,35 @@ export function loopOver(
 
 export const asVec = (v: Vectors, x: Value): Vec => (x.kind === 'lanes' ? x.vec : widenScalar(v, x));
 
-/** Whether a boolean is true in any lane. */
-export function anyLane({ f }: Vectors, x: Value): I32 {
+/**
+ * Emits the search for the rounds of a loop in which a mask is true in any lane, and stores the first of them and one past
+ * the last at `to`: the same number twice when there is none.
+ *
+ * @param position what the loop moves along, from its present value on.
+ */
+export function storeSpan(
+  v: Vectors,
+  mask: () => Value,
+  rounds: Local<'i32'>,
+  position: Local<'i32'>,
+  to: I32,
+  offset: number,
+): void {
+  const { f } = v;
+  const first = f.let(rounds, 'first');
+  const last = f.let(i32Const(0), 'last');
+  f.for(0, rounds, 1, (r) => {
+    f.if(anyLane(v, mask()), () => {
+      f.set(first, select(i32.lt_s(r, first), r, first));
+      f.set(last, i32.add(r, 1));
+    });
+    f.bump(position, 1);
+  });
+  f.do(i32.store(to, select(i32.lt_s(first, last), first, last), offset));
+  f.do(i32.store(to, last, offset + 4));
+}
+
+function anyLane({ f }: Vectors, x: Value): I32 {
   if (x.kind === 'scalar') return x.value as I32;
   return v128.any_true(x.vec.slice(1).reduce((a, b) => f.let(v128.or(a, b)), x.vec[0]));
 }

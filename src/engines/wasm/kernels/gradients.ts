@@ -12,7 +12,7 @@ import type { Value } from '../math.ts';
 import { philox, splatWord } from '../philox.ts';
 import { type ConstantTable, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
 import { CHAIN, HEAD } from './chains.ts';
-import { asVec, type Expressions, loopOver, masked, type Positions } from './expressions.ts';
+import { asVec, type Expressions, loopOver, masked, type Positions, storeSpan } from './expressions.ts';
 import { PARAMS, sideReader } from './params.ts';
 import { emitScatter, keepValid, type SideTerm, sameForQueries } from './side_grads.ts';
 
@@ -37,6 +37,21 @@ const positions = ({ f }: Vectors, a: Block): Positions => ({
   q: f.let(a.q0, 'q'),
   kv: a.kv0,
 });
+
+/** (BLOCK, to): the span of a block's queries that the mask lets see any of the lanes' keys. */
+export function emitQuerySpan(
+  m: ModuleBuilder,
+  shape: Shape,
+  { mask, sides }: Expressions,
+  table: ConstantTable,
+): Callable {
+  return m.func('span', { ...BLOCK, to: 'i32' }, (f, a) => {
+    const v = new Vectors(f, shape, { table, at: a.constants });
+    const at = positions(v, a);
+    const emit = loopOver(v, mask ? [mask] : [], 'kv', at, at.lenK, sideReader(f, a.params, sides));
+    storeSpan(v, () => emit([])[0], a.rows, at.q, a.to, 0);
+  });
+}
 
 /**
  * (BLOCK, s, p): weights p = e^(score - lse) from raw scores s, 0 where the mask hides. Rows of s and p are `row` bytes

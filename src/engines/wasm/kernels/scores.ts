@@ -1,10 +1,10 @@
 /** Between the two products of a block: modifier, mask and dropout on scores whose lanes are queries. */
 import type { Callable, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
-import { f32x4, type I32, i32, i32Const, i32x4, select, type V128, v128 } from '../asm/values.ts';
+import { f32x4, type I32, i32, i32x4, type V128, v128 } from '../asm/values.ts';
 import { philox, splatWord } from '../philox.ts';
 import { type ConstantTable, iota, type Vec, Vectors } from '../tile.ts';
-import { anyLane, asVec, type Expressions, loopOver, masked, type Positions } from './expressions.ts';
+import { asVec, type Expressions, loopOver, masked, type Positions, storeSpan } from './expressions.ts';
 import { ITEM } from './items.ts';
 import { PARAMS, sideReader } from './params.ts';
 import type { BlockShape, Group, Work } from './softmax.ts';
@@ -79,8 +79,7 @@ function positions(
 }
 
 /**
- * (params, item, lane0, kv0, work, rows): finds the keys of a block that the mask leaves to any lane: at `work.span` the
- * first (rounded down to a multiple of 4 for dropout) and one past the last; the same twice when there is none.
+ * (params, item, lane0, kv0, work, rows): the span of a block's keys that the mask leaves to any lane, at `work.span`.
  */
 export function emitSpan(
   m: ModuleBuilder,
@@ -96,18 +95,7 @@ export function emitSpan(
     const kv = f.let(a.kv0, 'kv');
     const { at, end } = positions(v, a, kv, lanesAre);
     const emit = loopOver(v, mask ? [mask] : [], lanesAre, at, end, sideReader(f, a.params, sides));
-    const first = f.let(a.rows, 'first');
-    const last = f.let(i32Const(0), 'last');
-    f.for(0, a.rows, 1, (r) => {
-      f.if(anyLane(v, emit([])[0]), () => {
-        f.set(first, select(i32.lt_s(r, first), r, first));
-        f.set(last, i32.add(r, 1));
-      });
-      f.bump(kv, 1);
-    });
-    f.set(first, i32.and(first, -4));
-    f.do(i32.store(a.work, select(i32.lt_s(first, last), first, last), work.span));
-    f.do(i32.store(a.work, last, work.span + 4));
+    storeSpan(v, () => emit([])[0], a.rows, kv, a.work, work.span);
   });
 }
 
