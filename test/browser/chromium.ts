@@ -25,7 +25,7 @@ const FLAGS = [
 ];
 
 const executable =
-  process.env.CHROMIUM ??
+  process.env.CHROMIUM ||
   (process.env.PATH ?? '')
     .split(delimiter)
     .flatMap((folder) => NAMES.map((name) => join(folder, name)))
@@ -42,6 +42,7 @@ export const noBrowser: string | null = !compiled
 /** The folder of compiled code, which holds src and test. */
 export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url));
 
+/** What was started, to be ended in any case: an open server keeps the process alive. */
 let browser: Promise<Browser> | null = null;
 const servers: Served[] = [];
 
@@ -73,7 +74,7 @@ export const call = <N extends keyof Checks>(
 
 /** A test in the browser: skipped with the reason where there is none, failed in CI. */
 export const browserTest = (name: string, body: () => Promise<void>): void => {
-  test(name, { skip: noBrowser !== null && process.env.CI === undefined && noBrowser }, async () => {
+  test(name, { skip: noBrowser !== null && process.env.CI === undefined && noBrowser, timeout: 120_000 }, async () => {
     if (noBrowser !== null) throw new Error(noBrowser);
     await body();
   });
@@ -81,6 +82,5 @@ export const browserTest = (name: string, body: () => Promise<void>): void => {
 
 if (noBrowser === null)
   test.after(async () => {
-    await (await browser)?.close();
-    await Promise.all(servers.map((server) => server.close()));
+    await Promise.allSettled([browser?.then((b) => b.close()), ...servers.map((server) => server.close())]);
   });
