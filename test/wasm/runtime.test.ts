@@ -172,6 +172,21 @@ for (const threads of [1, 2]) {
   });
 }
 
+for (const threads of [1, 2])
+  test(`${threads} threads: a progress callback that throws rejects its run only`, async () => {
+    const engine = await openToy({ threads });
+    const onProgress = (): void => {
+      throw new RangeError('mine');
+    };
+    const run = runToy(engine, { items: 100_000, steps: 1, rounds: 20_000 }, LONG, { onProgress });
+    await assert.rejects(run, /mine/);
+    const out = await runToy(engine, { items: 5, steps: 2 }, LONG);
+    assert.deepEqual(Array.from(out.view()), expected({ items: 5, steps: 2 }));
+    out.dispose();
+    assert.equal(engine.bytesInUse, 0);
+    await engine.close();
+  });
+
 test('writes, copies and frees wait for the runs before them', async () => {
   const engine = await openToy({ threads: 2 });
   const run = runToy(engine, { items: 2000, steps: 1, rounds: 20_000 }, LONG);

@@ -66,7 +66,8 @@ export class Pool {
    * Runs a job; one at a time. `watch` gets the share of calls made now and then.
    *
    * @returns false when it stopped early because of `signal`.
-   * @throws DeviceError when a call trapped or a worker died. No thread touches the memory any more then.
+   * @throws DeviceError when a call trapped or a worker died, and what `watch` throws. No thread touches the memory any more
+   * then.
    */
   async run(job: Job, signal?: AbortSignal, watch?: (calls: number) => void): Promise<boolean> {
     this.#crew ??= await this.#muster();
@@ -76,7 +77,17 @@ export class Pool {
     const finished = new Promise<void>((resolve, reject) => {
       this.#waiter = { resolve, reject, left: false, failure: null };
     });
-    const timer = watch && setInterval(() => watch(Atomics.load(control, CALLS)), 50);
+    const faults: unknown[] = [];
+    const timer =
+      watch &&
+      setInterval(() => {
+        try {
+          watch(Atomics.load(control, CALLS));
+        } catch (error) {
+          faults.push(error);
+          this.abort();
+        }
+      }, 50);
     signal?.addEventListener('abort', abort);
     threads[0].hold(true);
     try {
@@ -86,6 +97,7 @@ export class Pool {
       }
       if (signal?.aborted) abort();
       await finished;
+      if (faults.length > 0) throw faults[0];
       return Atomics.load(control, STOP) === 0;
     } finally {
       clearInterval(timer);
