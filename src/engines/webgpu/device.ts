@@ -45,9 +45,6 @@ const LIMITS = [
 const KEPT = Symbol.for('tilewise.dawn');
 type Kept = Map<string, GPU>;
 
-/** Not a literal in the import: bundlers for browsers must not look for it. */
-const PEER: string = 'webgpu';
-
 async function dawn(flags: readonly string[]): Promise<GPU> {
   const store = globalThis as { [KEPT]?: Kept };
   store[KEPT] ??= new Map();
