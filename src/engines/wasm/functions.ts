@@ -60,7 +60,7 @@ export const exp2Constants = (v: Vectors): Exp2 => ({
   polynomial: constants(v, EXP2),
 });
 
-/** 2^x for x <= 0, as softmax weights need it: exactly 0 below -99.5, exactly 1 at 0, NaN for NaN; 1.6 ulp. */
+/** 2^x for x <= 0, as softmax weights need it: exactly 0 below -99.5, exactly 1 at 0, NaN for NaN; 2.3 ulp. */
 export function exp2Negative(v: Vectors, x: Vec, { low, magic, polynomial }: Exp2 = exp2Constants(v)): Vec {
   const bounded = v.map((y, l) => f32x4.pmax(y, l), x, low);
   const shifted = v.map((y, m) => f32x4.add(y, m), bounded, magic);
@@ -71,7 +71,7 @@ export function exp2Negative(v: Vectors, x: Vec, { low, magic, polynomial }: Exp
   return v.map((a, b) => f32x4.mul(a, b), mantissa, power);
 }
 
-/** e^x; overflows to infinity, underflows gradually to 0. */
+/** e^x; overflows to infinity, underflows gradually to 0; 1.5 ulp. */
 export function exp(v: Vectors, x: Vec): Vec {
   const bounded = v.map((y, lo, hi) => f32x4.pmin(f32x4.pmax(y, lo), hi), x, v.constant(-110), v.constant(100));
   const log2e = v.constant(Math.LOG2E);
@@ -91,7 +91,7 @@ export function exp(v: Vectors, x: Vec): Vec {
   return v.map((m, a, b) => f32x4.mul(f32x4.mul(m, a), b), mantissa, first, second);
 }
 
-/** Natural logarithm: -inf at 0, NaN below, inf at inf; subnormals are scaled up first. */
+/** Natural logarithm: -inf at 0, NaN below, inf at inf; subnormals are scaled up first; 0.9 ulp. */
 export function log(v: Vectors, x: Vec): Vec {
   const tiny = v.map((y, c) => f32x4.lt(y, c), x, v.constant(2 ** -126));
   const scaled = v.map((y, t, c) => v128.bitselect(f32x4.mul(y, c), y, t), x, tiny, v.constant(2 ** 24));
@@ -114,7 +114,7 @@ export function log(v: Vectors, x: Vec): Vec {
   return v.map((y, r, z, n) => v128.bitselect(n, r, f32x4.lt(y, z)), x, atZero, zero, v.constant(Number.NaN));
 }
 
-/** tanh: odd polynomial near 0, 1 - 2 / (e^2|x| + 1) beyond. */
+/** tanh: odd polynomial near 0, 1 - 2 / (e^2|x| + 1) beyond; 1.4 ulp. */
 export function tanh(v: Vectors, x: Vec): Vec {
   const size = v.map((y) => f32x4.abs(y), x);
   const square = v.map((y) => f32x4.mul(y, y), x);

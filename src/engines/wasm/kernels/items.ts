@@ -4,7 +4,7 @@ import { ceilDiv } from '../../../core/math.ts';
 import type { Problem, Strides } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns, lengthsOf } from '../../../problem/ranges.ts';
 import type { FuncBuilder, Local } from '../asm/func.ts';
-import { type I32, i32 } from '../asm/values.ts';
+import { type I32, i32, select } from '../asm/values.ts';
 import type { Addresses, Heap } from '../kernel.ts';
 import { layout } from './layout.ts';
 
@@ -141,7 +141,8 @@ export function forBlocks(
   );
 }
 
+/** The lesser of two values, signed. */
 export const minimum = (f: FuncBuilder, a: I32, b: I32): I32 => {
   const [x, y] = [f.let(a), f.let(b)];
-  return { name: 'select', type: 'i32', args: [x, y, i32.lt_s(x, y)], imm: [] };
+  return select(i32.lt_s(x, y), x, y);
 };

@@ -2,16 +2,15 @@
 import { BYTES } from '../../../core/dtype.ts';
 import type { Callable, FuncBuilder, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
-import { f32x4, type I32, i32, select, type V128, v128 } from '../asm/values.ts';
+import { f32x4, type I32, i32, type V128, v128 } from '../asm/values.ts';
 import { loadFour, type Stored, storeFour } from '../storage.ts';
 import { type Shape, transpose4 } from '../tile.ts';
+import { minimum } from './items.ts';
 
-const least = (f: FuncBuilder, a: I32, b: I32): I32 => {
-  const [x, y] = [f.let(a), f.let(b)];
-  return select(i32.lt_s(x, y), x, y);
-};
-
-/** Calls `body` for every four lanes that hold at least one of `rows` rows, with the addresses of those rows; lanes past the end get the last row's. */
+/**
+ * Calls `body` for every four lanes that hold at least one of `rows` rows (for all lanes of a group that does, when
+ * `wholeGroups`), with the addresses of those rows; lanes past the end get the last row's.
+ */
 function byFour(
   f: FuncBuilder,
   shape: Shape,
@@ -30,7 +29,7 @@ function byFour(
     4,
     (row) => {
       const addresses = [0, 1, 2, 3].map((i) =>
-        f.let(i32.add(at, i32.mul(least(f, i32.add(row, i), last), stride)), 'row'),
+        f.let(i32.add(at, i32.mul(minimum(f, i32.add(row, i), last), stride)), 'row'),
       );
       body(addresses, i32.div_u(row, lanes), i32.and(row, lanes - 1));
     },
