@@ -19,7 +19,7 @@ import type {
 import type { Problem } from '../../problem/problem.ts';
 import { describe, hardwareThreads, oneThreadReason, refusal } from './caps.ts';
 import { MAX_MEMORY, WasmHeap } from './heap.ts';
-import { environment } from './host.ts';
+import { environment, versions } from './host.ts';
 import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
 import { KERNELS } from './kernels/all.ts';
 import { openNative } from './native/host.ts';
@@ -56,9 +56,10 @@ export async function probe(): Promise<Probe> {
   if (reason !== null) return { engine: 'wasm', available: false, reason };
   const alone = oneThreadReason();
   const caps = describe(alone === null ? hardwareThreads() : 1, MAX_MEMORY, false, 0, alone);
-  const wide = unavailable() === null ? 'revectorize can be asked for' : unavailable();
+  // Browsers have no such mode, which is no news there.
+  const wide = versions.node === undefined ? [] : [unavailable() ?? 'revectorize can be asked for'];
   const simd = caps.relaxed ? 'relaxed simd' : 'simd without fused multiply-add';
-  return { engine: 'wasm', available: true, detail: [caps.device, simd, alone ?? 'shared memory', wide].join(', ') };
+  return { engine: 'wasm', available: true, detail: [caps.device, simd, alone ?? 'shared memory', ...wide].join(', ') };
 }
 
 /**
