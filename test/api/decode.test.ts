@@ -133,6 +133,13 @@ test('pages come back: when every sequence is freed the whole pool is free', asy
   // Three sequences share the last page; two of them have to leave it.
   cache.append(r(3, Hkv, 1, D), r(3, Hkv, 1, D));
   assert.equal(cache.freeRows, full - 20);
+  // Nor does a sequence leave a page that it adds nothing to.
+  const fourth = cache.sequences[0];
+  cache.free(cache.sequences[2]);
+  cache.fork(fourth);
+  const before = cache.freeRows;
+  cache.append(r(3, Hkv, 1, D), r(3, Hkv, 1, D), { lengths: [0, 1, 0] });
+  assert.equal(cache.freeRows, before);
   for (const s of cache.sequences) cache.free(s);
   assert.equal(cache.freeRows, full);
   await engine.close();

@@ -146,7 +146,7 @@ for (const [layout, packed] of [
     const whole = await attentionWithGrads(pq, pk, pv, { ...options, engine: 'math' });
     const wanted = await whole.backward(pOut, dLse);
     whole.dispose();
-    for (const memory of packed ? [40_000, 20_000] : [62_000, 44_000]) {
+    for (const memory of packed ? [40_000, 20_000, 16_000] : [62_000, 44_000, 36_000]) {
       const engine = await openEngine('math', { memory });
       const shares: number[] = [];
       const forward = await attention(pq, pk, pv, { ...options, engine });
@@ -169,6 +169,35 @@ test('no queries: zero gradients', async () => {
   for (const t of [g.dk, g.dv, g.dSink]) assert.ok(t?.data.every((y) => y === 0));
   assert.deepEqual(g.dk?.shape, k.shape);
   run.dispose();
+});
+
+test('packed rows of no sequence hold no leftovers of the memory they lie in', async () => {
+  const engine = await openEngine('wasm', { threads: 1 });
+  const t = r(1, 9, 8);
+  for (const cuSeqlens of [
+    { q: [2, 6], k: [1, 7] },
+    { q: [0, 9], k: [2, 5] },
+    { q: [3, 3], k: [0, 9] },
+    { q: [0], k: [0] },
+  ]) {
+    const wanted = await attentionWithGrads(t, t, t, { cuSeqlens, sink: r(1), engine: 'math' });
+    const exact = await wanted.backward(t);
+    // Memory that new tensors are then made of.
+    const dirty = [1, 2, 3].map(() => engine.upload(tensor(new Float32Array(2000).fill(Number.NaN), [2000])));
+    for (const d of dirty) d.dispose();
+    const run = await attentionWithGrads(t, t, t, { cuSeqlens, sink: r(1), engine });
+    const got = await run.backward(t);
+    for (const name of ['dq', 'dk', 'dv'] as const) {
+      const rows = numbers(got[name]).map((y, i) => (numbers(exact[name])[i] === 0 ? y : 0));
+      assert.ok(
+        rows.every((y) => y === 0),
+        `${name} of ${JSON.stringify(cuSeqlens)}`,
+      );
+    }
+    run.dispose();
+    wanted.dispose();
+  }
+  await engine.close();
 });
 
 test('packed rows of no sequence have zero gradients', async () => {

@@ -149,6 +149,20 @@ test('rectangular, packed and empty sequences', () => {
   }
 });
 
+test('sequences of other lengths, but the same longest ones, have blocks of their own', () => {
+  for (const lengths of [
+    [
+      [40, 40],
+      [9, 30],
+    ],
+    [
+      [40, 40],
+      [33, 2],
+    ],
+  ] as const)
+    expectExact(problemOf({ Sq: 40, Sk: 40 }, causal(), {}, lengths), [8, 16]);
+});
+
 test('random masks: never wrong, at worst careful', () => {
   fc.assert(
     fc.property(expressions('bool', 3), fc.integer({ min: 1, max: 5 }), fc.integer({ min: 1, max: 5 }), (e, x, y) => {
