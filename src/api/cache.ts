@@ -50,6 +50,7 @@ export interface CacheView {
 
 /**
  * A KV cache, dense (`capacity` rows a sequence) or paged (a shared pool; forks share pages and copy one when they write).
+ * Await a call of `attentionDecode` before freeing the sequences it reads, whose rows may be used again at once.
  *
  * @example
  * const cache = KvCache.create(engine, { B: 2, Hkv: 8, D: 64, capacity: 4096 });

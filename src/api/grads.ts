@@ -60,7 +60,8 @@ export interface AttentionWithGrads<T extends Tensor, G = unknown> extends Atten
 export type BackwardOptions = Pick<GradOptions, 'signal' | 'onProgress'>;
 
 /**
- * `attention`, keeping what backward needs: q, k, v, out and lse, no matrix of probabilities.
+ * `attention`, keeping what backward needs: q, k, v, out and lse, no matrix of probabilities. Host tensors may change after
+ * it, unless the call was too large for the engine's memory and done in parts: backward then reads them again.
  *
  * `options.grads` says which gradients; by default every one there is.
  *

@@ -7,7 +7,10 @@ export interface TensorLike {
   readonly shape: readonly number[];
 }
 
-/** A tensor in the host's memory. The library reads `data` during a call and keeps no reference to it afterwards. */
+/**
+ * A tensor in the host's memory. The library reads `data` during a call and keeps no reference to it afterwards, but for
+ * `attentionWithGrads`, which says when.
+ */
 export interface HostTensor extends TensorLike {
   readonly data: HostArray;
 }

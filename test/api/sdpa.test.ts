@@ -125,6 +125,14 @@ test('sdpaKernel forces, orders and falls back', async () => {
   await engine.close();
 });
 
+test('a call of three axes is one for sdpa alone, also when it is remembered', async () => {
+  const engine = await openEngine('math');
+  const t = r(2, 3, 4);
+  await scaledDotProductAttention(t, t, t, { engine });
+  await rejects(() => attention(t, t, t, { engine }), ArgumentError, 'q');
+  await engine.close();
+});
+
 test('shared engines open once, and again after they were closed', async () => {
   const engine = await sharedEngine('reference');
   assert.equal(await sharedEngine('reference'), engine);
