@@ -9,7 +9,7 @@ import { writeFileSync } from 'node:fs';
 import { allocate, toBf16 } from '../src/core/dtype.ts';
 import type { TensorLike } from '../src/core/tensor.ts';
 import { tensor } from '../src/core/tensor.ts';
-import type { Engine, Kernel, Operands, Pass, Step } from '../src/engine/contract.ts';
+import type { Config, Engine, Kernel, Operands, Pass, Step } from '../src/engine/contract.ts';
 import { Event } from '../src/engines/cuda/driver/stream.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
 import { CONTEXT, type Mask, type Mod, nodesOf } from '../src/mods/expr.ts';
@@ -152,9 +152,11 @@ interface Row {
   readonly tbs: number;
 }
 
-function cheapest(kernels: readonly Kernel[], problem: Problem, engine: CudaEngine): Kernel {
-  const seconds = (k: Kernel): number => k.cost(problem, k.configs(problem, engine.caps)[0], engine.caps).seconds;
-  return kernels.reduce((best, k) => (seconds(k) < seconds(best) ? k : best));
+/** The kernel and configuration the planner would take. */
+function cheapest(kernels: readonly Kernel[], problem: Problem, engine: CudaEngine): [Kernel, Config] {
+  const all = kernels.flatMap((k) => k.configs(problem, engine.caps).map((c): [Kernel, Config] => [k, c]));
+  const seconds = ([k, c]: [Kernel, Config]): number => k.cost(problem, c, engine.caps).seconds;
+  return all.reduce((best, one) => (seconds(one) < seconds(best) ? one : best));
 }
 
 async function main(): Promise<void> {
@@ -195,9 +197,9 @@ async function main(): Promise<void> {
         operands,
       );
       for (const pass of passes)
-        for (const kernel of flag('tune') ? pick(pass) : [cheapest(pick(pass), problem, engine)]) {
+        for (const kernel of flag('tune') ? pick(pass) : [cheapest(pick(pass), problem, engine)[0]]) {
           const configs = kernel.configs(problem, engine.caps);
-          for (const config of flag('tune') ? configs : configs.slice(0, 1)) {
+          for (const config of flag('tune') ? configs : [cheapest([kernel], problem, engine)[1]]) {
             try {
               const program = await engine.prepare(problem, stepOf(pass, kernel.name, config));
               const ms = await time(() => program.run(problem, operands), shape.Sq * shape.Sk > 2 ** 27 ? 7 : 15);

@@ -39,7 +39,7 @@ function operandsOf(engine: CudaEngine): Operands {
 }
 
 test('probe names the GPU or says why there is none', async () => {
-  const found = await probe({ driver: fakeDriver().driver });
+  const found = await probe({ driver: fakeDriver({ capability: 90 }).driver });
   assert.ok(found.available && /Fake GPU, compute capability 9, driver for CUDA 13.0/.test(found.detail));
   const none = await probe({ driver: fakeDriver({ devices: 0 }).driver });
   assert.ok(!none.available && /no device 0/.test(none.reason));

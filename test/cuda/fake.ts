@@ -38,7 +38,7 @@ export interface Fake {
 const ATTRIBUTES: Readonly<Record<number, number>> = { 16: 132, 13: 1_980_000, 36: 3_201_000, 37: 6144, 38: 60 << 20 };
 
 export function fakeDriver(options: FakeOptions = {}): Fake {
-  const { devices = 1, capability = 90, memory = 2 ** 30, compiler = () => null } = options;
+  const { devices = 1, capability = 80, memory = 2 ** 30, compiler = () => null } = options;
   const calls: string[] = [];
   const launches: FakeLaunch[] = [];
   const allocations = new Map<number, Uint8Array>();

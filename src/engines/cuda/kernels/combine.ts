@@ -5,10 +5,10 @@
 import type { Problem } from '../../../problem/problem.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
-import { unpackRow } from './decode_split.ts';
-import { finishRow, sinkLogit } from './forward_mma.ts';
+import { unpackRow } from './decode_rows.ts';
 import { take } from './parameters.ts';
 import { baseOf, placeOf } from './place.ts';
+import { finishRow, sinkLogit } from './softmax.ts';
 import { specOf } from './spec.ts';
 import { writeElement } from './store.ts';
 

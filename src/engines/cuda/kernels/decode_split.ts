@@ -9,36 +9,35 @@ import { BYTES } from '../../../core/dtype.ts';
 import { ceilDiv, LOG2E } from '../../../core/math.ts';
 import { flopsOf } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
-import { blockRuns, lengthsOf } from '../../../problem/ranges.ts';
-import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
+import { lengthsOf } from '../../../problem/ranges.ts';
+import type { CudaKernel, RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
 import { emitCombine } from './combine.ts';
+import {
+  attendedBlocks,
+  type DecodeConfig,
+  packedRows,
+  packedSource,
+  partBytes,
+  splitsOf,
+  unpackRow,
+} from './decode_rows.ts';
 import { dropoutOf } from './dropout.ts';
-import { finishRow, sinkLogit } from './forward_mma.ts';
 import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
-import { loaderOf, type RowSource, tileBytes } from './loader.ts';
+import { loaderOf, tileBytes } from './loader.ts';
 import { fill, take } from './parameters.ts';
-import { baseOf, keyRows, type Place, placeOf, type StrideRegs } from './place.ts';
+import { baseOf, keyRows, placeOf } from './place.ts';
 import { addAttended, purge } from './purge.ts';
 import { columnPositions, scorerOf } from './scores.ts';
+import { finishRow, sinkLogit, softmaxRows } from './softmax.ts';
 import { type Spec, specOf } from './spec.ts';
 import { writeElement } from './store.ts';
-
-export interface DecodeConfig extends Readonly<Record<string, number | string | boolean>> {
-  /** Queries of a sequence, at most. */
-  readonly queries: number;
-  readonly blockK: number;
-  readonly warps: number;
-  readonly stages: number;
-  readonly perSm: number;
-}
 
 /** Rows one block of threads can hold: packed query heads times queries. */
 const MOST_ROWS = 32;
 
-const packedRows = (spec: Spec, { queries }: DecodeConfig): number => spec.group * Math.max(queries, 1);
 const rowTiles = (spec: Spec, c: DecodeConfig): number => ceilDiv(packedRows(spec, c), 16);
 
 function sharedBytes(spec: Spec, c: DecodeConfig): number {
@@ -93,44 +92,6 @@ export const decodeSplit: CudaKernel<DecodeConfig> = {
   launch,
 };
 
-/** How many parts the keys of a head are cut into: what fills the device's multiprocessors most evenly. */
-function splitsOf(problem: Problem, c: DecodeConfig, caps: CudaCaps): { splits: number; blocks: number } {
-  const blocks = Math.max(ceilDiv(problem.Sk, c.blockK), 1);
-  const heads = Math.max(problem.B * problem.Hkv, 1);
-  const slots = caps.multiprocessors * c.perSm;
-  // In blocks of keys: a split costs its own beginning and end besides.
-  const OVERHEAD = 2;
-  let best = { splits: 1, blocks, time: Number.POSITIVE_INFINITY };
-  for (let splits = 1; splits <= Math.min(blocks, ceilDiv(2 * slots, heads)); splits++) {
-    const each = ceilDiv(blocks, splits);
-    const time = ceilDiv(heads * ceilDiv(blocks, each), slots) * (each + OVERHEAD) + (splits > 1 ? OVERHEAD : 0);
-    if (time < best.time) best = { splits: ceilDiv(blocks, each), blocks: each, time };
-  }
-  return best;
-}
-
-const partBytes = (problem: Problem, c: DecodeConfig, splits: number): { out: number; total: number } => {
-  const rows = problem.B * problem.Hkv * splits * packedRows(specOf(problem), c);
-  return { out: rows * problem.Dv * 4, total: rows * (problem.Dv + 2) * 4 };
-};
-
-/** For every sequence the first block of keys any query attends to, and the one after the last. */
-function attendedBlocks(problem: Problem, blockK: number): Int32Array {
-  const { rowStart, runs, rowOf } = blockRuns(problem, 'q', Math.max(problem.Sq, 1), blockK);
-  const ranges = new Int32Array(problem.B * 2);
-  for (let b = 0; b < problem.B; b++) {
-    let [first, end] = [Number.MAX_SAFE_INTEGER, 0];
-    for (let h = 0; h < problem.Hq; h++) {
-      const row = rowOf(b, h, 0);
-      if (rowStart[row] === rowStart[row + 1]) continue;
-      first = Math.min(first, runs[rowStart[row] * 3]);
-      end = Math.max(end, runs[rowStart[row + 1] * 3 - 2]);
-    }
-    ranges.set(end === 0 ? [0, 0] : [first, end], b * 2);
-  }
-  return ranges;
-}
-
 const rangesOf = new WeakMap<Problem, Int32Array>();
 
 function launch(run: RunContext<DecodeConfig>): void {
@@ -159,39 +120,6 @@ function launch(run: RunContext<DecodeConfig>): void {
   if (splits === 1) return;
   fill(combine, args);
   combine.run(stream, packedRows(specOf(problem), config), problem.Hkv, problem.B);
-}
-
-/** Rows of q, packed: row i is query i % queries of head h0 + i / queries. Rows past the sequence's end read its last. */
-function packedSource(
-  asm: Assembler,
-  spec: Spec,
-  place: Place,
-  h0: Reg<'b32'>,
-  queries: number,
-  tensor: Reg<'b64'>,
-  strides: StrideRegs,
-): RowSource {
-  return {
-    strideBytes: null,
-    from: (bytes) => packedSource(asm, spec, place, h0, queries, asm.op('add.s64', tensor, bytes), strides),
-    row: (index) => {
-      const { h, q } = unpackRow(asm, index, h0, queries);
-      const start = asm.op('add.s32', place.qStart, asm.op('min.s32', q, asm.op('sub.s32', place.lenQ, 1)));
-      return baseOf(asm, tensor, strides, { b: place.b, h, start }, spec.size);
-    },
-  };
-}
-
-/** Head and query of a packed row. */
-export function unpackRow(
-  asm: Assembler,
-  row: Reg<'b32'>,
-  h0: Reg<'b32'>,
-  queries: number,
-): { h: Reg<'b32'>; q: Reg<'b32'> } {
-  const head = asm.op('div.u32', row, queries);
-  const q = asm.op('sub.s32', row, asm.op('mul.lo.s32', head, queries));
-  return { h: asm.op('add.s32', h0, head), q };
 }
 
 function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
@@ -324,30 +252,13 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   );
 
   asm.stage('softmax');
-  for (let r = 0; r < 2 * m; r++) {
-    const half = (r & 1) * 2;
-    const mine = tiles[r >> 1].flatMap((tile) => [tile[half], tile[half + 1]]);
-    let top = mine.reduce((x, y) => asm.op('max.f32', x, y));
-    for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
-    const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
-    const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
-    const subtracted = asm.op('selp.f32', 0, next, empty);
-    const shift = asm.op('neg.f32', subtracted);
-    const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
-    for (const tile of tiles[r >> 1])
-      for (const e of [half, half + 1])
-        tile[e] = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', tile[e], toLog2, shift));
-    const total = tiles[r >> 1].flatMap((tile) => [tile[half], tile[half + 1]]);
-    asm.set(
-      sum[r],
-      'fma.rn.f32',
-      sum[r],
-      alpha,
-      total.reduce((x, y) => asm.op('add.f32', x, y)),
-    );
-    asm.set(best[r], 'mov.f32', next);
-    for (const tile of acc[r >> 1]) for (const e of [half, half + 1]) asm.set(tile[e], 'mul.f32', tile[e], alpha);
-  }
+  const { alphas } = softmaxRows(asm, tiles, best, sum, toLog2);
+  acc.forEach((row, i) => {
+    for (const tile of row)
+      tile.forEach((x, e) => {
+        asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]);
+      });
+  });
   if (spec.mask !== null) {
     asm.stage('values that no product may see where they are masked: NaN and infinity');
     purge(asm, tileV, vHere, threads, thread, () =>

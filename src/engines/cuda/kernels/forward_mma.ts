@@ -6,7 +6,7 @@
  * running softmax see them; as probabilities they are the left operand of the second product without leaving registers.
  * Exponents are base 2 with the scale folded in; old output is rescaled only when some row of the warp found a new maximum.
  */
-import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
+import { ceilDiv, LOG2E } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
@@ -22,8 +22,10 @@ import { fill, take } from './parameters.ts';
 import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
 import { addAttended, purge } from './purge.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
+import { finishRow, sinkLogit, softmaxRows } from './softmax.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
+import { visitedBlocks } from './visits.ts';
 import { blocksIn, walkAll, walkBlocks } from './walk.ts';
 
 export interface ForwardConfig extends Readonly<Record<string, number | string | boolean>> {
@@ -97,17 +99,25 @@ export const forwardMma: CudaKernel<ForwardConfig> = {
   },
 };
 
+/** Rates of long sequences on an H200 over the caps' estimate, by the widest head size, and for f32. */
+const RATE = { 64: 0.95, 128: 1.1, 256: 0.9, f32: 0.11 } as const;
+/** Seconds a block of threads takes besides its blocks of keys: finding its place, the first copies, storing. */
+const BLOCK_SECONDS = 4e-6;
+
 function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps: CudaCaps): Cost {
   const { B, Hq, Sq } = problem;
-  const flops = flopsOf(problem, 'forward');
+  const { padD, padDv, storage } = specOf(problem);
+  const widest = Math.max(padD, padDv);
+  const rate =
+    caps.flops * (storage === 'f32' ? RATE.f32 : widest <= 64 ? RATE[64] : widest <= 128 ? RATE[128] : RATE[256]);
+  // Whole blocks are worked on, however much of them is masked or past the end.
+  const work = visitedBlocks(problem, 'q', blockQ, blockK) * blockQ * blockK * 2 * (padD + padDv);
   const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
-  const rate = problem.dtype === 'f32' ? caps.flops / 8 : caps.flops;
-  // Rows that pad the last block are worked on all the same, and few blocks leave multiprocessors idle.
-  const blocks = Math.max(ceilDiv(Sq, blockQ), 1);
-  const padding = (blocks * blockQ) / Math.max(Sq, 1);
-  const filled = Math.min(1, (blocks * B * Hq) / (caps.multiprocessors * perSm));
-  const seconds = Math.max((flops * padding) / rate, bytes / caps.bandwidth) / filled + 3e-6;
-  return { flops, bytes, workspace: 0, seconds };
+  const blocks = Math.max(ceilDiv(Sq, blockQ) * B * Hq, 1);
+  const slots = caps.multiprocessors * perSm;
+  const filled = Math.min(1, blocks / slots);
+  const seconds = Math.max(work / rate / filled, bytes / caps.bandwidth) + ceilDiv(blocks, slots) * BLOCK_SECONDS;
+  return { flops: flopsOf(problem, 'forward'), bytes, workspace: 0, seconds };
 }
 
 export function emitForward(problem: Problem, config: ForwardConfig): KernelText {
@@ -258,30 +268,7 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
     }
 
     asm.stage('softmax');
-    const grew = asm.reg('pred');
-    const alphas: Reg<'f32'>[] = [];
-    for (let r = 0; r < 2 * m; r++) {
-      const own = tiles[r >> 1].flatMap((tile) => [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]]);
-      let top = treeMax(asm, own);
-      for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
-      const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
-      const bigger = asm.op('setp.gt.f32', next, best[r]);
-      if (r === 0) asm.set(grew, 'or.pred', bigger, bigger);
-      else asm.set(grew, 'or.pred', grew, bigger);
-      // A row that has seen nothing subtracts 0, so that exp2(-inf) = 0 and not NaN. Old and new sums are scaled by the very
-      // number that was subtracted: its rounding cancels, and an unchanged row is scaled by exactly 1.
-      const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
-      const subtracted = asm.op('selp.f32', 0, next, empty);
-      const shift = asm.op('neg.f32', subtracted);
-      const alpha = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
-      alphas.push(alpha);
-      for (const tile of tiles[r >> 1])
-        for (const e of [(r & 1) * 2, (r & 1) * 2 + 1])
-          tile[e] = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', tile[e], toLog2, shift));
-      const probabilities = tiles[r >> 1].flatMap((tile) => [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]]);
-      asm.set(sum[r], 'fma.rn.f32', sum[r], alpha, treeSum(asm, probabilities));
-      asm.set(best[r], 'mov.f32', next);
-    }
+    const { alphas, grew } = softmaxRows(asm, tiles, best, sum, toLog2);
     const unchanged = asm.label('unchanged');
     const anyGrew = asm.reg('pred');
     asm.emit('vote.sync.any.pred', anyGrew.name, grew.name, '-1');
@@ -395,47 +382,4 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   });
   asm.place(end);
   return asm.finish();
-}
-
-/** log2(e) times the sink of head h. `sink` is the parameter, where it has been taken already. */
-export function sinkLogit(asm: Assembler, h: Reg<'b32'>, sink: Reg<'b64'> = take(asm, 'sink').sink): Reg<'f32'> {
-  const at = asm.op('add.s64', sink, asm.op('mul.wide.u32', h, 4));
-  return asm.op('mul.f32', asm.load('global', 'f32', at, 0, 'nc'), LOG2E);
-}
-
-/**
- * From a row's maximum (base 2) and sum to the factor of its output and its lse: l + 2^(sink - m) over a common maximum, so
- * that a sink far above every score does not overflow. A row that attends to nothing gives factor 0 and lse -inf.
- */
-export function finishRow(
-  asm: Assembler,
-  best: Reg<'f32'>,
-  sum: Reg<'f32'>,
-  sinkLog2: Reg<'f32'> | null,
-): { scale: Reg<'f32'>; value: Reg<'f32'> } {
-  const empty = asm.op('setp.eq.f32', best, Number.NEGATIVE_INFINITY);
-  let [top, total, weight]: [Reg<'f32'>, Reg<'f32'>, Reg<'f32'> | null] = [best, sum, null];
-  if (sinkLog2 !== null) {
-    top = asm.op('max.f32', best, sinkLog2);
-    weight = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best, top));
-    total = asm.op('fma.rn.f32', sum, weight, asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', sinkLog2, top)));
-  }
-  const inverse = asm.op('rcp.rn.f32', total);
-  const scale = weight === null ? inverse : asm.op('mul.f32', weight, inverse);
-  const value = asm.op('mul.f32', asm.op('add.f32', top, asm.op('lg2.approx.f32', total)), LN2);
-  return {
-    scale: asm.op('selp.f32', 0, scale, empty),
-    value: asm.op('selp.f32', Number.NEGATIVE_INFINITY, value, empty),
-  };
-}
-
-function treeMax(asm: Assembler, values: readonly Reg<'f32'>[]): Reg<'f32'> {
-  return values.reduce((x, y) => asm.op('max.f32', x, y));
-}
-
-/** Four sums side by side: shorter chains of dependent additions, and a smaller rounding error. */
-function treeSum(asm: Assembler, values: readonly Reg<'f32'>[]): Reg<'f32'> {
-  const lanes = values.slice(0, 4);
-  for (let i = 4; i < values.length; i++) lanes[i % 4] = asm.op('add.f32', lanes[i % 4], values[i]);
-  return lanes.reduce((x, y) => asm.op('add.f32', x, y));
 }

@@ -11,7 +11,6 @@ import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
 import { advance, descriptor, PANEL_BYTES, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../ptx/wgmma.ts';
 import { dropoutOf } from './dropout.ts';
-import { finishRow } from './forward_mma.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
 import { slot } from './forward_wgmma_load.ts';
 import { rescue } from './forward_wgmma_rescue.ts';
@@ -22,6 +21,7 @@ import { strided } from './loader.ts';
 import { take, takeSides } from './parameters.ts';
 import { baseOf, type Place, queryRows } from './place.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
+import { finishRow } from './softmax.ts';
 import type { Spec } from './spec.ts';
 
 /** Named barrier of warpgroup 0's turn; the others' follow. 0 is the whole block's. */
