@@ -27,7 +27,7 @@ import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { overRuns } from './scores.ts';
 import { sidePasses } from './sides.ts';
 import { accumulate, declareSum, dot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
-import { fits, reuse, SOFTWARE_TILES, type TileConfig, tile } from './tiles.ts';
+import { busyShare, fits, reuse, SOFTWARE_TILES, type TileConfig, tile } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
@@ -71,7 +71,8 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
     const bytes = tiledBytes(problem, 'backward', rowsOf(t), t.cols);
     // Seven products are made for the five that count.
     const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (5 / 7);
-    return { flops, bytes, workspace: rowBytes(problem), seconds: flops / rate + bytes / caps.bandwidth / 8 };
+    const busy = busyShare(problem.B * problem.Hkv * ceilDiv(problem.Sk, rowsOf(t)), caps);
+    return { flops, bytes, workspace: rowBytes(problem), seconds: (flops / rate + bytes / caps.bandwidth / 8) / busy };
   },
   shaders: (problem, t, caps) => passesOf(problem, caps).map((pass) => pass.emit(problem, t)),
   launch: launchBackward,

@@ -20,7 +20,7 @@ import {
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
 import { accumulate, colQuads, declareSum, dot, exchangeSlot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
-import { reuse, SOFTWARE_TILES, type TileConfig, tile, tileConfigs } from './tiles.ts';
+import { busyShare, reuse, SOFTWARE_TILES, type TileConfig, tile, tileConfigs } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
@@ -55,7 +55,8 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
       const bytes = tiledBytes(problem, 'forward', rowsOf(t), t.cols);
       const padding = (rowsOf(t) * ceilDiv(problem.Sq, rowsOf(t))) / Math.max(problem.Sq, 1);
       const rate = caps.flops * reuse(t, quadsOf(problem, 'v')) * (rowMax === 'subgroup' ? 1 : 0.98);
-      return { flops, bytes, workspace: 0, seconds: (flops * padding) / rate + bytes / caps.bandwidth / 8 };
+      const busy = busyShare(problem.B * problem.Hq * ceilDiv(problem.Sq, rowsOf(t)), caps);
+      return { flops, bytes, workspace: 0, seconds: ((flops * padding) / rate + bytes / caps.bandwidth / 8) / busy };
     },
     shaders: (problem, t) => [emitForward(problem, t, rowMax), ...(problem.uniform ? [] : [fillShader()])],
     launch: launchForward,

@@ -22,6 +22,7 @@ import {
 } from './kernel.ts';
 import { aligned, setBase } from './rows.ts';
 import { declareScores, MASKED, overRuns, START } from './scores.ts';
+import { busyShare } from './tiles.ts';
 
 /** Doublings a row's maximum may grow by before the output is rescaled: probabilities stay below 2^SLACK, far inside f16. */
 const SLACK = 8;
@@ -71,7 +72,9 @@ export const forwardMatrix: WebGpuKernel<MatrixConfig> = defineKernel({
     const flops = flopsOf(problem, 'forward');
     const bytes = tiledBytes(problem, 'forward', rowsOf(c), keysOf(c));
     const fill = c.rowBlocks * c.edge * Math.max(problem.D, problem.Dv) > 32 * 64 ? 0.8 : 1;
-    return { flops, bytes, workspace: 0, seconds: flops / (caps.flops * 3 * fill) + bytes / caps.bandwidth / 32 };
+    const busy = busyShare(problem.B * problem.Hq * ceilDiv(problem.Sq, rowsOf(c)), caps);
+    const seconds = (flops / (caps.flops * 3 * fill) + bytes / caps.bandwidth / 32) / busy;
+    return { flops, bytes, workspace: 0, seconds };
   },
   shaders: (problem, c) => [emit(problem, c)],
   launch(problem, c): Launch {

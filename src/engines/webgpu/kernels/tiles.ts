@@ -45,3 +45,10 @@ export function reuse(t: Tile, quads: number): number {
   const sum = (t.tm * width) / (t.tm + width);
   return 2 / (1 / dot + 1 / sum) / 4;
 }
+
+/** Workgroups that a device of unknown size is taken to run at once. */
+const PROCESSORS = 128;
+
+/** Share of the device that a grid keeps busy. A processor that plays a GPU is busy with any. */
+export const busyShare = (workgroups: number, caps: WebGpuCaps): number =>
+  caps.software ? 1 : Math.min(1, Math.max(workgroups, 1) / PROCESSORS);
