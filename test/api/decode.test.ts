@@ -213,3 +213,16 @@ test('caches that differ in their layout alone do not share a plan', async () =>
   }
   await engine.close();
 });
+
+test('one query sees every key, unless the diagonal is the first key', async () => {
+  const engine = await openEngine('math');
+  const cache = KvCache.create(engine, { B: 1, Hkv, D, capacity: 6 });
+  const [k, v, q] = [r(1, Hkv, 6, D), r(1, Hkv, 6, D), r(1, Hq, 1, D)];
+  cache.append(k, v);
+  for (const causal of [undefined, true, false, 'bottom-right', 'top-left'] as const) {
+    const { out } = await attentionDecode(q, cache, { causal });
+    const first = causal === 'top-left' ? 1 : 6;
+    assertClose(out, (await attention(q, rows(k, 2, 0, first), rows(v, 2, 0, first), { engine })).out, 0);
+  }
+  await engine.close();
+});

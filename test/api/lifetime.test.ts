@@ -3,14 +3,16 @@ import test from 'node:test';
 import { attention } from '../../src/api/attention.ts';
 import { KvCache } from '../../src/api/cache.ts';
 import { attentionDecode } from '../../src/api/decode.ts';
-import { attentionWithGrads } from '../../src/api/grads.ts';
+import { attentionWithGrads, type GradientsOf } from '../../src/api/grads.ts';
+import type { ForwardOptions } from '../../src/api/options.ts';
 import { openEngine } from '../../src/api/registry.ts';
 import { scaledDotProductAttention } from '../../src/api/sdpa.ts';
+import type { HostTensor } from '../../src/core/tensor.ts';
 import type { EngineTensor } from '../../src/engine/contract.ts';
 import * as x from '../../src/mods/build.ts';
 import type { MaskContext } from '../../src/mods/expr.ts';
-import { causal } from '../../src/mods/library.ts';
-import { bits, r } from './support.ts';
+import { biasTensor, causal, maskTensor, not } from '../../src/mods/library.ts';
+import { assertClose, bits, r } from './support.ts';
 
 for (const name of ['math', 'wasm'] as const) {
   test(`${name}: a thousand mixed calls leave nothing behind`, async () => {
@@ -153,6 +155,61 @@ test('changed data are seen: nothing of host tensors is remembered', async () =>
   assert.ok(Number.isFinite(first.lse.data[0]));
   assert.equal(second.lse.data[0], Number.NEGATIVE_INFINITY);
   assert.notEqual(second.lse.data[5], first.lse.data[5]);
+});
+
+test('remembered calls are told apart by every option and by the tensors they read', async () => {
+  const engine = await openEngine('wasm', { threads: 1 });
+  const host = [r(1, 2, 12, 8), r(1, 2, 12, 8), r(1, 2, 12, 8)] as const;
+  const [q, k, v] = host.map((t) => engine.upload(t));
+  const sides = [r(1, 2, 12, 12), r(1, 2, 12, 12)];
+  const masks = [bits(0.5, 12, 12), bits(0.5, 12, 12)];
+  const slopes = [r(2), r(2)];
+  const layouts = [bits(0.5, 1, 2, 3, 3), bits(0.5, 1, 2, 3, 3)];
+  const resident = new Map([...sides, ...masks, ...slopes, ...layouts].map((t) => [t, engine.upload(t)]));
+  type Options = ForwardOptions<HostTensor>;
+  type In = (t: HostTensor) => HostTensor;
+  const of = <T>(values: readonly T[], options: (value: T, at: In) => Options) =>
+    values.map((value) => (at: In) => options(value, at));
+  const variants: readonly ((at: In) => Options)[] = [
+    () => ({}),
+    ...of([0.1, 0.2], (scale) => ({ scale })),
+    ...of([1, 2], (softcap) => ({ softcap })),
+    ...of([true, 'top-left' as const], (align) => ({ causal: align })),
+    ...of([2, 3, [2, 3] as const, [3, null] as const], (window) => ({ window })),
+    ...of(sides, (t, at) => ({ bias: at(t) })),
+    ...of(slopes, (t, at) => ({ alibi: at(t) })),
+    ...of(masks, (t, at) => ({ mask: at(t) })),
+    ...of(masks, (t, at) => ({ mask: not(maskTensor(at(t))) })),
+    ...of(sides, (t, at) => ({ mod: [biasTensor(at(t))] })),
+    ...of(layouts, (t, at) => ({ blockSparse: { layout: at(t), blockSize: 4 } })),
+    ...of([0.1, 0.3], (p) => ({ dropout: { p, seed: 1 } })),
+    ...of([1, 2], (seed) => ({ dropout: { p: 0.1, seed } })),
+  ];
+  for (let round = 0; round < 2; round++)
+    for (const variant of variants) {
+      const wanted = await attention(...host, { ...variant((t) => t), engine: 'math' });
+      const own = variant((t) => resident.get(t) as unknown as HostTensor);
+      const { out, lse } = await attention(q, k, v, own as unknown as ForwardOptions<EngineTensor>);
+      assertClose(await out.read(), wanted.out);
+      assertClose(await lse.read(), wanted.lse);
+      out.dispose();
+      lse.dispose();
+    }
+  for (const grads of [{ q: false }, { k: false }, { v: false }, { sink: false }, { sides: false }, {}] as const) {
+    const options = { grads, sink: r(2), bias: resident.get(sides[0]) };
+    const run = await attentionWithGrads(q, k, v, options);
+    const g: GradientsOf<EngineTensor> = await run.backward(q);
+    const found = {
+      q: g.dq !== null,
+      k: g.dk !== null,
+      v: g.dv !== null,
+      sink: g.dSink !== null,
+      sides: g.dBias !== null,
+    };
+    assert.deepEqual(found, { q: true, k: true, v: true, sink: true, sides: true, ...grads });
+    run.dispose();
+  }
+  await engine.close();
 });
 
 test('a function is called anew, a variable it reads may have changed', async () => {
