@@ -7,7 +7,7 @@ import { delimiter, join } from 'node:path';
 import test from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Browser, Page } from 'playwright-core';
-import { type Served, serve } from '../../tools/serve.ts';
+import { type Served, type ServeOptions, serve } from '../../tools/serve.ts';
 import type { Checks } from './page.ts';
 
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'];
@@ -46,19 +46,29 @@ export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url));
 let browser: Promise<Browser> | null = null;
 const servers: Served[] = [];
 
-/** A page that loads `script`, a path below `folder`, and has `checks` of page.ts then. */
-export async function openPage(folder: string, script: string, isolated: boolean): Promise<Page> {
+/** A page of files below `folder`, or of `pages` that are no files. `problems` collects what goes wrong in it. */
+export async function visit(
+  folder: string,
+  path: string,
+  options: ServeOptions,
+): Promise<{ page: Page; problems: string[] }> {
   if (executable === undefined) throw new Error(noBrowser ?? '');
   const { chromium } = await import('playwright-core');
   browser ??= chromium.launch({ executablePath: executable, args: FLAGS });
-  const html = `<!doctype html><title>tilewise</title><script type="module" src="${script}"></script>`;
-  const server = await serve(folder, { isolated, pages: { '/': html } });
+  const server = await serve(folder, options);
   servers.push(server);
   const page = await (await browser).newPage();
   const problems: string[] = [];
   page.on('pageerror', (error) => problems.push(error.message));
   page.on('requestfailed', (request) => problems.push(`${request.url()} did not load`));
-  await page.goto(server.origin);
+  await page.goto(server.origin + path);
+  return { page, problems };
+}
+
+/** A page that loads `script`, a path below `folder`, and has `checks` of page.ts then. */
+export async function openPage(folder: string, script: string, isolated: boolean): Promise<Page> {
+  const html = `<!doctype html><title>tilewise</title><script type="module" src="${script}"></script>`;
+  const { page, problems } = await visit(folder, '/', { isolated, pages: { '/': html } });
   await page.waitForFunction('"checks" in globalThis', undefined, { timeout: 20_000 }).catch((cause: unknown) => {
     throw new Error(`the page did not start: ${problems.join('; ')}`, { cause });
   });
