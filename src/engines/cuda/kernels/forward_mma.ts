@@ -60,15 +60,12 @@ function candidates(spec: Spec): ForwardConfig[] {
         ? [tile(64, 16, 4, 1)]
         : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
   const fallback = [tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
-  // Masks, modifiers and dropout need registers of their own; a plain loop has room to keep Q.
-  const plain = spec.mask === null && spec.folded && !spec.dropout;
-  if (widest <= 64) {
-    if (plain) return [tile(128, 96, 4, 2, true), tile(128, 64, 4, 2, true), ...fallback];
-    const masked = spec.mod === null && !spec.dropout;
-    return [...(masked ? [tile(128, 128, 4, 2)] : []), tile(128, 64, 4, 2), ...fallback];
-  }
+  // Modifiers and dropout need registers of their own; without them there is room to keep Q.
+  const light = spec.folded && !spec.dropout;
+  const plain = light && spec.mask === null;
+  if (widest <= 64) return [...(plain ? [tile(128, 96, 4, 2, true)] : []), tile(128, 64, 4, 2, light), ...fallback];
   if (widest <= 128) return [tile(128, 64, 4, 2), tile(128, 48, 4, 2), ...fallback];
-  return [tile(128, 64, 8, 1, plain), tile(128, 32, 8, 1, plain), tile(64, 32, 4, 1)];
+  return [...(plain ? [] : [tile(128, 64, 8, 1)]), tile(128, 32, 8, 1, plain), tile(64, 32, 4, 1)];
 }
 
 export const forwardMma: CudaKernel<ForwardConfig> = {
@@ -103,6 +100,8 @@ export const forwardMma: CudaKernel<ForwardConfig> = {
 const RATE = { 64: 0.95, 128: 1.1, 256: 0.9, f32: 0.11 } as const;
 /** Seconds a block of threads takes besides its blocks of keys: finding its place, the first copies, storing. */
 const BLOCK_SECONDS = 4e-6;
+/** What a block of keys costs besides its products (waiting, row maxima, rescaling), in keys. */
+const BLOCK_KEYS = 4;
 
 function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps: CudaCaps): Cost {
   const { B, Hq, Sq } = problem;
@@ -111,7 +110,8 @@ function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps
   const rate =
     caps.flops * (storage === 'f32' ? RATE.f32 : widest <= 64 ? RATE[64] : widest <= 128 ? RATE[128] : RATE[256]);
   // Whole blocks are worked on, however much of them is masked or past the end.
-  const work = visitedBlocks(problem, 'q', blockQ, blockK) * blockQ * blockK * 2 * (padD + padDv);
+  const keys = visitedBlocks(problem, 'q', blockQ, blockK) * (blockK + BLOCK_KEYS);
+  const work = keys * blockQ * 2 * (padD + padDv);
   const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
   const blocks = Math.max(ceilDiv(Sq, blockQ) * B * Hq, 1);
   const slots = caps.multiprocessors * perSm;
