@@ -166,6 +166,9 @@ function configsOf(kernel: CudaKernel, problem: Problem): readonly Config[] {
 const nameOf = (config: Config): string => Object.values(config).join('/');
 const engine = await open({ cache: process.env.TILEWISE_CACHE });
 const rows: unknown[] = [];
+const passes = [false, ...(words.includes('backward') ? [true] : [])].filter(
+  (b) => b || !words.includes('only-backward'),
+);
 
 async function check(): Promise<void> {
   const shapes: Omit<Shape, 'D'>[] = [
@@ -193,12 +196,11 @@ async function check(): Promise<void> {
     }
 }
 
-async function time(): Promise<void> {
+async function time(back: boolean): Promise<void> {
   const flush = engine.allocate('u8', [256 << 20]);
   const [start, end] = [new Event(engine.device, true), new Event(engine.device, true)];
   const reps = Number(value('reps') ?? 9);
   const only = value('only')?.split(',');
-  const back = words.includes('backward');
   const kernels = (back ? [backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]) as CudaKernel[];
   for (const D of list('d', [64, 128, 256]))
     for (const masked of [false, true])
@@ -242,13 +244,13 @@ async function time(): Promise<void> {
           });
           return `${kernel.name.endsWith('_mma') ? 'mma' : nameOf(config)} ${(flops / ms / 1e9).toFixed(0)}`;
         });
-        console.log(`D=${D} ${masked ? 'causal' : 'full'} N=${N}: ${said.join('  ')}`);
+        console.log(`${back ? 'bwd' : 'fwd'} D=${D} ${masked ? 'causal' : 'full'} N=${N}: ${said.join('  ')}`);
         made.dispose();
       }
 }
 
 if (words.includes('check')) await check();
-if (words.includes('time')) await time();
+if (words.includes('time')) for (const back of passes) await time(back);
 const { name, driver } = engine.device.info;
 writeFileSync(out, JSON.stringify({ device: name, driver, rows }, null, 1));
 await engine.close();

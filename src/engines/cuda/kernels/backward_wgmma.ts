@@ -41,7 +41,11 @@ export interface HopperBackwardConfig extends Readonly<Record<string, number | s
 
 function candidates(spec: Spec): HopperBackwardConfig[] {
   const widest = Math.max(spec.padD, spec.padDv);
-  const tile = (dq: readonly [number, number], dk: readonly [number, number], dv?: readonly [number, number]) => ({
+  const tile = (
+    dq: readonly [block: number, stages: number],
+    dk: readonly [number, number],
+    dv?: readonly [number, number],
+  ) => ({
     groups: 2,
     dqBlock: dq[0],
     dqStages: dq[1],
@@ -104,16 +108,15 @@ export const backwardWgmma: CudaKernel<HopperBackwardConfig> = {
 };
 
 function costOf(problem: Problem, c: HopperBackwardConfig, caps: CudaCaps): Cost {
-  const { B, Hq, Hkv, Sq, Sk } = problem;
+  const { Sq, Sk } = problem;
   const rows = c.groups * 64;
   const flops = flopsOf(problem, 'backward');
   const bytes = tiledBytes(problem, 'backward', rows, rows);
   const padded = (alignTo(Sq, rows) * alignTo(Sk, rows)) / Math.max(Sq * Sk, 1);
-  const tiles = Math.min(B * Hq * ceilDiv(Sq, rows), B * Hkv * ceilDiv(Sk, rows));
-  const busy = Math.min(1, Math.max(tiles, 1) / caps.multiprocessors);
   const work = flops * padded * (c.together ? 7 / 5 : 8 / 5);
   // These instructions sustain about 1.6 times the rate of mma.sync, which `caps.flops` states.
-  const seconds = Math.max(work / (caps.flops * 1.6 * busy), bytes / caps.bandwidth);
+  const once = tiledBytes(problem, 'backward', Math.max(Sq, 1), Math.max(Sk, 1));
+  const seconds = Math.max(work / (caps.flops * 1.6), once / caps.bandwidth);
   return { flops, bytes, workspace: 2 * lseBytes(problem), seconds };
 }
 

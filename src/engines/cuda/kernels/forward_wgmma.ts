@@ -106,19 +106,19 @@ export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
 const RATE = 1.8;
 
 function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): Cost {
-  const { B, Hq, Sq, Sk } = problem;
+  const { Sq, Sk } = problem;
   const { groups, blockK } = config;
   const blockQ = groups * 64;
   const flops = flopsOf(problem, 'forward');
   const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
   const rate = candidates(panelSpec(problem)).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
-  const blocks = ceilDiv(Sq, blockQ);
-  // Rows of padding are worked on too, masks end inside of blocks, and multiprocessors without a tile do nothing.
+  // Rows of padding are worked on too, and masks end inside of blocks.
   const padded = (alignTo(Sq, blockQ) * alignTo(Sk, blockK)) / Math.max(Sq * Sk, 1);
   const ragged = problem.mask === null ? 1 : 1 + (blockQ + blockK) / Math.max(Sk, 1);
-  const busy = Math.min(1, (B * Hq * blocks) / caps.multiprocessors);
   const work = (flops * padded * ragged) / rate;
-  const seconds = Math.max(work / (caps.flops * RATE * Math.max(busy, 1e-9)), bytes / caps.bandwidth);
+  // What tiles read again comes from the L2 cache.
+  const once = tiledBytes(problem, 'forward', Math.max(Sq, 1), Math.max(Sk, 1));
+  const seconds = Math.max(work / (caps.flops * RATE), once / caps.bandwidth);
   return { flops, bytes, workspace: 0, seconds };
 }
 
