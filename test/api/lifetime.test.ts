@@ -212,6 +212,29 @@ test('remembered calls are told apart by every option and by the tensors they re
   await engine.close();
 });
 
+test('wasm: the same bits where addresses use all 32 bits', async () => {
+  const engine = await openEngine('wasm', { threads: 1 });
+  const [q, k, v, dOut] = [r(1, 4, 70, 20), r(1, 2, 70, 20), r(1, 2, 70, 12), r(1, 4, 70, 12)];
+  const options = { causal: true, bias: r(1, 4, 70, 70), alibi: r(4), sink: r(4), mask: bits(0.9, 70, 70), engine };
+  const results = async (): Promise<unknown[]> => {
+    const run = await attentionWithGrads(q, k, v, { ...options, dropout: { p: 0.1, seed: 3 } });
+    const { dq, dk, dv, dBias, dSlopes, dSink } = await run.backward(dOut);
+    run.dispose();
+    const cache = KvCache.create(engine, { B: 1, Hkv: 2, D: 20, Dv: 12, paged: { pageSize: 16, pages: 8 } });
+    cache.append(k, v);
+    const decoded = await attentionDecode(r0, cache);
+    cache.dispose();
+    return [run.out, run.lse, dq, dk, dv, dBias, dSlopes, dSink, decoded.out].map((t) => t?.data);
+  };
+  const r0 = r(1, 4, 1, 20);
+  const low = await results();
+  const block = engine.allocate('u8', [2 ** 31]);
+  assert.deepEqual(await results(), low);
+  block.dispose();
+  assert.equal(engine.bytesInUse, 0);
+  await engine.close();
+});
+
 test('a function is called anew, a variable it reads may have changed', async () => {
   const engine = await openEngine('math');
   const t = engine.upload(r(1, 1, 6, 4));

@@ -187,6 +187,14 @@ for (const threads of [1, 2])
     await engine.close();
   });
 
+test('a thread that is done with a phase long before the others is woken for the next', async () => {
+  const engine = await openToy({ threads: 2 });
+  const config = { items: 3, steps: 1, rounds: 30_000_000 };
+  const out = await runToy(engine, config, LONG);
+  assert.deepEqual(Array.from(out.view()), expected(config));
+  await engine.close();
+});
+
 test('writes, copies and frees wait for the runs before them', async () => {
   const engine = await openToy({ threads: 2 });
   const run = runToy(engine, { items: 2000, steps: 1, rounds: 20_000 }, LONG);
