@@ -187,6 +187,17 @@ for (const threads of [1, 2])
     await engine.close();
   });
 
+for (const threads of [1, 2])
+  test(`${threads} threads: after a trap nobody works on`, async () => {
+    const engine = await openToy({ threads });
+    const start = performance.now();
+    const run = runToy(engine, { items: 100_000, steps: 1, rounds: 1_000_000, trap: 1 }, LONG);
+    await assert.rejects(run, DeviceError);
+    assert.ok(performance.now() - start < 20_000);
+    assert.equal(engine.bytesInUse, 0);
+    await engine.close();
+  });
+
 test('a thread that is done with a phase long before the others is woken for the next', async () => {
   const engine = await openToy({ threads: 2 });
   const config = { items: 3, steps: 1, rounds: 30_000_000 };
