@@ -1,6 +1,6 @@
 /** The machine-code assembler of the CUDA toolkit, where this machine has one: registers and spills without a GPU. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { KernelText } from '../../src/engines/cuda/ptx/assembler.ts';
@@ -13,6 +13,8 @@ export interface Resources {
   /** Bytes of local memory a thread. */
   readonly stack: number;
   readonly warnings: string;
+  /** Bytes of the argument block the code reads. */
+  readonly argumentBytes: number;
 }
 
 /** Why nothing can be assembled here, or false. */
@@ -32,6 +34,7 @@ export function assemble(kernel: KernelText, architecture: string = kernel.targe
     if (run.status !== 0) throw new Error(`ptxas refused ${kernel.name}:\n${said}`);
     const number = (pattern: RegExp): number => Number(pattern.exec(said)?.[1] ?? 0);
     return {
+      argumentBytes: argumentBytes(readFileSync(join(folder, 'out.cubin'))),
       registers: number(/Used (\d+) registers/),
       spilled: number(/(\d+) bytes spill stores/) + number(/(\d+) bytes spill loads/),
       stack: number(/(\d+) bytes stack frame/),
@@ -43,4 +46,12 @@ export function assemble(kernel: KernelText, architecture: string = kernel.targe
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
+}
+
+/** Reads EIATTR_PARAM_CBANK out of a kernel's attributes: four bytes of header, a symbol, then offset and size. */
+function argumentBytes(cubin: Buffer): number {
+  for (let at = 0; at + 12 <= cubin.length; at += 4)
+    if (cubin.readUInt32LE(at) === 0x0008_0a04 && cubin.readUInt32LE(at + 4) < 0x10000)
+      return cubin.readUInt16LE(at + 10);
+  return 0;
 }
