@@ -7,7 +7,7 @@ import { build } from 'esbuild';
 
 /** Budgets in KiB of gzip. The entry is what an import costs; an engine is paid for when it is opened. */
 const ENTRY_BUDGET = 40;
-const TOTAL_BUDGET = 150;
+const TOTAL_BUDGET = 180;
 
 const { outputFiles } = await build({
   entryPoints: ['dist/index.js'],

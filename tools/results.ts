@@ -8,6 +8,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ResultFile } from '../bench/cpu.ts';
 import type { Row } from '../bench/harness.ts';
+import { GPU_TABLES } from './results_gpu.ts';
 
 const ROOM = 'bench/results';
 
@@ -168,8 +169,13 @@ function resultFiles(): ResultFile[] {
 
 /** @throws Error when no result file has rows for the table. */
 function render(name: string, files: readonly ResultFile[]): string {
+  const gpu = GPU_TABLES[name];
+  if (gpu !== undefined) return gpu();
   const table = TABLES[name];
-  if (table === undefined) throw new Error(`no table '${name}': expected one of ${Object.keys(TABLES).join(', ')}`);
+  if (table === undefined)
+    throw new Error(
+      `no table '${name}': expected one of ${[...Object.keys(TABLES), ...Object.keys(GPU_TABLES)].join(', ')}`,
+    );
   const wanted = (f: ResultFile): boolean =>
     (table.node === undefined || f.machine.node.startsWith(`${table.node}.`)) &&
     f.rows.some((r) => r.group === table.group);
