@@ -74,7 +74,8 @@ for (const name of names) {
   const teams = name === 'scaling' ? [2] : (name === 'forward' || name === 'passes') && cores > 1 ? [1, 2] : [1];
   for (const threads of teams) {
     console.error(`-- ${name}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`);
-    rows.push(...(child<Row[]>('cpu', ['--child', name, '--threads', String(threads), ...pass]) ?? []));
+    const measured = child<Row[]>('cpu', ['--child', name, '--threads', String(threads), ...pass]) ?? [];
+    rows.push(...measured.map((row) => ({ ...row, group: name })));
   }
 }
 

@@ -24,6 +24,7 @@ import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
 import { KERNELS } from './kernels/all.ts';
 import { openNative } from './native/host.ts';
 import { routineName } from './native/routines.ts';
+import { instantiating, quiet } from './quiet.ts';
 import { compileWide, unavailable, wanted } from './revectorize.ts';
 import { type Built, Runtime } from './runtime.ts';
 import { selfTest } from './selftest.ts';
@@ -231,7 +232,9 @@ async function build(
   const { module: bytes, scratch, routines: kinds = [] } = kernel.compile(problem, step.config, caps);
   try {
     const routines = kinds.map((kind) => [routineName(kind), native?.place(kind) ?? 0n] as const);
-    return { module: caps.wide ? compileWide(bytes) : await WebAssembly.compile(bytes), scratch, routines };
+    if (caps.wide) await quiet();
+    const module = caps.wide ? compileWide(bytes) : await instantiating(WebAssembly.compile(bytes));
+    return { module, scratch, routines };
   } catch (cause) {
     throw new DeviceError('wasm', `kernel ${kernel.name} does not compile: ${String(cause)}`, { cause });
   }

@@ -4,6 +4,7 @@ import { apply, CONTEXT } from '../../mods/expr.ts';
 import { createProblem, denseSequences, type Problem, stridesOf } from '../../problem/problem.ts';
 import { WasmHeap } from './heap.ts';
 import type { Addresses, WasmCaps, WasmKernel } from './kernel.ts';
+import { quiet } from './quiet.ts';
 import { compileOptimised, compileWide } from './revectorize.ts';
 import { Runtime } from './runtime.ts';
 
@@ -83,6 +84,7 @@ class Rig {
     const config = kernel.configs(this.#problem, caps)[0];
     const program = await this.runtime.program(kernel.name, async () => {
       const { module, scratch } = kernel.compile(this.#problem, config, caps);
+      await quiet();
       return { module: compile(module), scratch, routines: [] };
     });
     const launch = kernel.launch.bind(kernel, this.#problem, config, this.#at);

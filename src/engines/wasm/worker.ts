@@ -29,6 +29,7 @@ export type Letter =
 /** What a worker tells the pool. `failed` comes before the `done` of the last thread of the job. */
 export type Answer =
   | { readonly kind: 'ready' }
+  | { readonly kind: 'loaded' }
   | { readonly kind: 'failed'; readonly message: string }
   | { readonly kind: 'done' };
 
@@ -78,6 +79,7 @@ function reader(answer: (answer: Answer) => void): (letter: Letter) => void {
         const { program, module, routines } = letter;
         const imports = bindRoutines(state.native, routines, state.memory);
         state.programs.set(program, [...exportsOf(module, state.memory, imports).values()]);
+        answer({ kind: 'loaded' });
       } else if (letter.kind === 'drop') state.programs.delete(letter.program);
       else park(state, letter.mail, answer);
     }

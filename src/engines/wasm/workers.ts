@@ -3,6 +3,7 @@ import { DeviceError, DisposedError } from '../../core/errors.ts';
 import { nodeThreads } from './host.ts';
 import { CALLS, controlWords, type Job, MAIL, STOP, STOP_ABORT, STOP_TRAP, wakeWord, writeJob } from './job.ts';
 import type { PlacedRoutines } from './native/host.ts';
+import { instantiating } from './quiet.ts';
 import type { Answer, Letter } from './worker.ts';
 
 /** A worker thread of Node or of the web, as the pool sees it. */
@@ -18,6 +19,11 @@ interface Crew {
   readonly control: Int32Array;
   mail: number;
   jobs: Int32Array;
+  /** Modules given to the workers, and how many times a worker said that it has one. */
+  loads: number;
+  loaded: number;
+  /** Called when everybody has every module, or nobody will. */
+  settle: (() => void) | null;
 }
 
 /** The job at hand: how to end it, and what is known so far. */
@@ -47,14 +53,14 @@ export class Pool {
   /** Starts `size` workers on a shared memory. @throws DeviceError when the host starts none. */
   static async open(memory: WebAssembly.Memory, size: number, native: boolean): Promise<Pool> {
     const pool = new Pool(memory, size, native);
-    pool.#crew = await pool.#muster();
+    pool.#crew = await instantiating(pool.#muster());
     return pool;
   }
 
   /** Makes a module known to all workers under an id. */
   load(program: number, module: WebAssembly.Module, routines: PlacedRoutines): void {
     this.#modules.set(program, { module, routines });
-    if (this.#crew !== null) tell(this.#crew, { kind: 'load', program, module, routines });
+    if (this.#crew !== null) give(this.#crew, { kind: 'load', program, module, routines });
   }
 
   drop(program: number): void {
@@ -70,7 +76,7 @@ export class Pool {
    * then.
    */
   async run(job: Job, signal?: AbortSignal, watch?: (calls: number) => void): Promise<boolean> {
-    this.#crew ??= await this.#muster();
+    this.#crew ??= await instantiating(this.#muster());
     const { control, threads, jobs } = this.#crew;
     writeJob(control, job);
     const abort = (): void => this.abort();
@@ -121,12 +127,17 @@ export class Pool {
     if (this.#closed) throw new DisposedError('a wasm engine');
     const control = new Int32Array(new SharedArrayBuffer(4 * controlWords(this.size)));
     const threads: Thread[] = [];
-    const crew: Crew = { threads, control, mail: 0, jobs: new Int32Array(this.size) };
+    const jobs = new Int32Array(this.size);
+    const crew: Crew = { threads, control, mail: 0, jobs, loads: 0, loaded: 0, settle: null };
     try {
       const ready = Array.from({ length: this.size }, (_, worker) => {
         return new Promise<void>((resolve, reject) => {
           const thread = spawn(
-            (answer) => (answer.kind === 'ready' ? resolve() : this.#hear(answer)),
+            (answer) => {
+              if (answer.kind === 'ready') resolve();
+              else if (answer.kind === 'loaded') took(crew);
+              else this.#hear(answer);
+            },
             (cause) => {
               const error = new DeviceError('wasm', `worker ${worker} died: ${describe(cause)}`, { cause });
               reject(error);
@@ -147,7 +158,7 @@ export class Pool {
       throw new DisposedError('a wasm engine');
     }
     for (const thread of threads) thread.hold(false);
-    for (const [program, loaded] of this.#modules) tell(crew, { kind: 'load', program, ...loaded });
+    for (const [program, loaded] of this.#modules) give(crew, { kind: 'load', program, ...loaded });
     return crew;
   }
 
@@ -170,6 +181,7 @@ export class Pool {
     this.#crew = null;
     if (crew === null) return;
     await Promise.all(crew.threads.map((t) => t.terminate()));
+    crew.settle?.();
     waiter?.reject(reason);
   }
 }
@@ -185,6 +197,38 @@ function tell(crew: Crew, letter: Letter): void {
     thread.post(letter);
     thread.post({ kind: 'park', mail: crew.mail });
   }
+}
+
+/** Milliseconds between reminders: a worker may fall asleep between its look for mail and the first of them. */
+const REMIND = 5;
+
+/** Gives everybody a module, and announces that they instantiate it until all have said so. */
+function give(crew: Crew, letter: Extract<Letter, { kind: 'load' }>): void {
+  crew.loads++;
+  tell(crew, letter);
+  if (crew.settle !== null) return;
+  const wake = (): void => {
+    crew.threads.forEach((_, w) => {
+      Atomics.notify(crew.control, wakeWord(w));
+    });
+  };
+  wake();
+  const reminders = setInterval(wake, REMIND);
+  void instantiating(
+    new Promise<void>((resolve) => {
+      crew.settle = () => {
+        clearInterval(reminders);
+        crew.settle = null;
+        resolve();
+      };
+    }),
+  );
+}
+
+/** A worker has one more module. */
+function took(crew: Crew): void {
+  crew.loaded++;
+  if (crew.loaded === crew.loads * crew.threads.length) crew.settle?.();
 }
 
 const describe = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause));
