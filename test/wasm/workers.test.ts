@@ -204,7 +204,7 @@ test('a job that comes while a worker looks for letters waits until it has read 
   await heard('done');
   assert.deepEqual(
     answers.map((a) => a.kind),
-    ['ready', 'done'],
+    ['ready', 'loaded', 'done'],
   );
   assert.deepEqual(Array.from(new Int32Array(memory.buffer, 256, 3)), [3, 3, 3]);
 });
