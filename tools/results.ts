@@ -26,8 +26,8 @@ const mib = (x: number): string => (x / 2 ** 20).toFixed(x < 2 ** 20 * 10 ? 1 : 
 
 /** `n1024.h8.d64.causal` in words. */
 function shape(id: string): string {
-  const [n, h, d, mask] = id.split('.');
-  return `N=${n.slice(1)} H=${h.slice(1)} D=${d.slice(1)} ${mask}`;
+  const [n, h, d, ...mask] = id.split('.');
+  return `N=${n.slice(1)} H=${h.slice(1)} D=${d.slice(1)} ${mask.join('.')}`;
 }
 
 /** Rows of one id and number of threads, in order of appearance. */
