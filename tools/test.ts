@@ -21,4 +21,4 @@ if (files.length === 0) {
   console.error(`no test file matches ${filters.join(' ')}`);
   process.exit(1);
 }
-run('--test', ...flags, ...files);
+run('--test', '--test-reporter=spec', ...flags, ...files);
