@@ -1,4 +1,4 @@
-/** The tables of the documents that come from result files of a lent GPU: their rows are the GPU benches' own. */
+/** The tables of the documents that come from result files of a GPU: their rows are the GPU benches' own. */
 import { readFileSync } from 'node:fs';
 
 interface Cell {
