@@ -13,13 +13,11 @@ import { expressionsOf, type LaneAxis } from './expressions.ts';
 import { ITEM, minimum } from './items.ts';
 import { emitCheckFinite, emitFetch } from './keys.ts';
 import { arrays } from './layout.ts';
-import { PARAMS } from './params.ts';
+import { PARAMS, type PHASE } from './params.ts';
 import { emitTransposeIn, emitTransposeOut } from './rows.ts';
 import { emitDrop, emitModify, emitSpan } from './scores.ts';
 import { emitCarefulOut, emitEmpty, emitFinish, emitOut, emitScores, emitSoftmax, groupOf, workOf } from './softmax.ts';
 
-/** Parameters of every phase. */
-export const PHASE = { params: 'i32', index: 'i32', step: 'i32', scratch: 'i32' } as const;
 export type PhaseArguments = { readonly [K in keyof typeof PHASE]: Local<'i32'> };
 
 /** Scratch of a thread: `groups` groups of lanes, one block's scores, and copies of K and V rows. */

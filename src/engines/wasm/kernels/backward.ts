@@ -20,7 +20,7 @@ import type { Stored } from '../storage.ts';
 import { ConstantTable, floats, type Shape, shapeOf, Vectors } from '../tile.ts';
 import { DESCRIPTOR_BYTES, Routines } from './calls.ts';
 import { BACKWARD, CHAIN, dqPlanOf, HEAD, splitsOf, writeChains } from './chains.ts';
-import { emitDelta, emitSumDq, emitSumSide, emitSumSink, PHASE, SIDE_ITEM } from './delta.ts';
+import { emitDelta, emitSumDq, emitSumSide, emitSumSink, SIDE_ITEM } from './delta.ts';
 import { expressionsOf } from './expressions.ts';
 import { emitCarefulProduct, emitClear, emitProduct } from './gemm.ts';
 import { BLOCK, emitDropWeights, emitQuerySpan, emitScoreGradients, emitWeights } from './gradients.ts';
@@ -28,7 +28,7 @@ import { codeKey, refuseStorage } from './identity.ts';
 import { minimum } from './items.ts';
 import { emitCheckFinite, straightener } from './keys.ts';
 import { arrays } from './layout.ts';
-import { PARAMS, writeParams } from './params.ts';
+import { PARAMS, PHASE, writeParams } from './params.ts';
 import { emitTransposeIn, emitTransposeOut } from './rows.ts';
 import { type SidePlan, type SideTerm, sidePlans } from './side_grads.ts';
 

@@ -14,11 +14,11 @@ import { f32x4, i32, i32Const, select } from '../asm/values.ts';
 import { exp2Negative } from '../functions.ts';
 import type { Addresses, Heap, WasmCaps, WasmKernel } from '../kernel.ts';
 import { type Shape, shapeOf, Vectors } from '../tile.ts';
-import { attentionLayout, emitAttention, PHASE } from './attend.ts';
+import { attentionLayout, emitAttention } from './attend.ts';
 import { codeKey, refuseStorage } from './identity.ts';
 import { ITEM, rowBytes, writeRuns } from './items.ts';
 import { layout } from './layout.ts';
-import { PARAMS, writeParams } from './params.ts';
+import { PARAMS, PHASE, writeParams } from './params.ts';
 import type { Group } from './softmax.ts';
 
 export interface DecodeConfig extends Config {

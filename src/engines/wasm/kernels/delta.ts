@@ -11,10 +11,7 @@ import { floats, ints, iota, type Shape, transpose4, Vectors } from '../tile.ts'
 import { BACKWARD, HEAD } from './chains.ts';
 import { emitClear } from './gemm.ts';
 import { minimum } from './items.ts';
-import { PARAMS } from './params.ts';
-
-/** Parameters of every phase. */
-export const PHASE = { params: 'i32', index: 'i32', step: 'i32', scratch: 'i32' } as const;
+import { PARAMS, PHASE } from './params.ts';
 
 /**
  * Phase `delta`, an item a query head: delta = rowsum(dOut * out) - dLse and lse, a row each; the head's part of

@@ -11,11 +11,11 @@ import { i32, i32Const } from '../asm/values.ts';
 import type { WasmCaps, WasmKernel } from '../kernel.ts';
 import type { RoutineKind } from '../native/routines.ts';
 import { type Shape, shapeOf } from '../tile.ts';
-import { attentionLayout, emitAttention, PHASE } from './attend.ts';
+import { attentionLayout, emitAttention } from './attend.ts';
 import { Routines } from './calls.ts';
 import { codeKey, refuseStorage } from './identity.ts';
 import { forBlocks, ITEM, writeQueryItems } from './items.ts';
-import { PARAMS, writeParams } from './params.ts';
+import { PARAMS, PHASE, writeParams } from './params.ts';
 
 export interface ForwardConfig extends Config {
   /** Query rows of an item: whole groups of lanes. */

@@ -10,6 +10,9 @@ import type { Side } from '../sides.ts';
 import { layout } from './layout.ts';
 import { scalingOf } from './softmax.ts';
 
+/** What every exported phase takes: see kernel.ts. */
+export const PHASE = { params: 'i32', index: 'i32', step: 'i32', scratch: 'i32' } as const;
+
 export const PARAMS = layout(
   [
     'items',
