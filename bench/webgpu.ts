@@ -4,7 +4,8 @@
  *     node bench/webgpu.ts OUT.json [adapter=NAME] [dawn=FLAGS] [check[=REGEX]] [seconds=60] [forward] [backward] [decode] [overhead]
  *                          [tune] [dtype=f32,f16] [d=64,128] [n=1024,4096] [h=16] [without=subgroups]
  *
- * A time is the median over batches of queued calls, each batch waited for once: device time as long as the queue stays full.
+ * A time is the median over batches of queued calls, each batch waited for once, on a device kept busy until its clock has
+ * settled: device time as long as the queue stays full.
  * TFLOP/s count what the mask keeps: 2 pairs (D + Dv) forward, 2 pairs (3 D + 2 Dv) backward. `tune` times every tile in
  * TUNE besides the plan's own choice.
  */
@@ -130,7 +131,12 @@ function operandsOf(p: Problem): Operands & { dispose(): void } {
 
 const median = (xs: number[]): number => xs.sort((a, b) => a - b)[xs.length >> 1];
 
-/** Milliseconds of one call. */
+/** Milliseconds the device is kept busy before a time counts: an idle card clocks down, to a sixth on some. */
+const WARM = 300;
+/** Two batches agree when they differ by less: the clock has settled. */
+const AGREE = 0.03;
+
+/** Milliseconds of one call: the median of batches of 25 ms, once the device is warm. */
 async function time(problem: Problem, operands: Operands, step: Step): Promise<number> {
   const program = await engine.prepare(problem, step);
   const batch = async (n: number): Promise<number> => {
@@ -139,11 +145,16 @@ async function time(problem: Problem, operands: Operands, step: Step): Promise<n
     await engine.synchronize();
     return (performance.now() - start) / n;
   };
-  await batch(1);
-  const once = await batch(2);
-  const n = Math.max(1, Math.min(200, Math.ceil(25 / once)));
+  const start = performance.now();
+  const spent = (): number => performance.now() - start;
+  let [before, last] = [Number.POSITIVE_INFINITY, await batch(1)];
+  while (spent() < WARM || (Math.abs(last / before - 1) > AGREE && spent() < 5 * WARM)) {
+    before = last;
+    last = await batch(Math.max(1, Math.min(500, Math.ceil(25 / last))));
+  }
+  const n = Math.max(1, Math.min(500, Math.ceil(25 / last)));
   const times: number[] = [];
-  for (let i = 0; i < 5; i++) times.push(await batch(n));
+  for (let i = 0; i < 9; i++) times.push(await batch(n));
   return median(times);
 }
 
