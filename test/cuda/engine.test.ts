@@ -142,6 +142,9 @@ test('memory of somebody else is checked for alignment and device, and not freed
   view.dispose();
   assert.ok(fake.allocations.has(own.address));
   assert.throws(() => engine.wrap(own.address + 4, 'f32', [1]), /16 divides/);
+  assert.throws(() => engine.wrap(4096, 'f32', [1]), /address 4096 is no memory of CUDA's, not of device 0/);
+  const onHost = fake.driver.addressOf(new Float32Array(4));
+  assert.throws(() => engine.wrap(onHost, 'f32', [1]), /is memory of the host, not of device 0/);
   assert.throws(() => engine.wrap(2 ** 33 * 8, 'f32', [1]), /memory of device 1, not of device 0/);
 });
 
@@ -157,4 +160,117 @@ test('two engines on one device do not take tensors of each other', async (t) =>
   const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
   const program = await engine.prepare(problem, planOn(problem, engine).plan!.forward);
   await assert.rejects(program.run(problem, operandsOf(other)), /q: expected a tensor of this CUDA engine/);
+});
+
+test('a read gives what the tensor held when it was asked for, whatever happens to the tensor next', async (t) => {
+  const { engine } = await opened(t);
+  // Three pieces of pinned memory.
+  const n = 20 * 2 ** 20;
+  const x = engine.upload(tensor(new Float32Array(n).fill(1), [n]));
+  const reading = x.read();
+  x.dispose();
+  const y = engine.upload(tensor(new Float32Array(n).fill(2), [n]));
+  const first = (await reading).data as Float32Array;
+  assert.ok(first[0] === 1 && first[n >> 1] === 1 && first[n - 1] === 1);
+  assert.equal(((await y.read()).data as Float32Array)[n - 1], 2);
+});
+
+test('close waits for work and reads in flight; what comes later is refused', async (t) => {
+  const { engine, fake } = await opened(t);
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  const program = await engine.prepare(problem, planOn(problem, engine).plan!.forward);
+  const operands = operandsOf(engine);
+  const x = engine.upload(tensor(Float32Array.of(1, 2, 3), [3]));
+  fake.busy = true;
+  await program.run(problem, operands);
+  const reading = x.read();
+  let closed = false;
+  const closing = engine.close().then(() => {
+    closed = true;
+  });
+  for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(closed, false);
+  assert.ok(fake.allocations.size > 0 && fake.liveModules.size > 0);
+  await assert.rejects(program.run(problem, operands), DisposedError);
+  await assert.rejects(x.read(), DisposedError);
+  assert.throws(() => engine.record(), DisposedError);
+  fake.busy = false;
+  await closing;
+  assert.deepEqual((await reading).data, Float32Array.of(1, 2, 3));
+  assert.deepEqual([fake.allocations.size, fake.liveModules.size, fake.pinned.size], [0, 0, 0]);
+  x.dispose();
+});
+
+test('memory that runs use is handed on behind them, and queued copies outlive their tensors', async (t) => {
+  const { engine, fake } = await opened(t);
+  const a = engine.upload(tensor(Float32Array.of(1, 2, 3, 4), [4]));
+  const b = engine.allocate('f32', [4]);
+  const { address } = a;
+  fake.busy = true;
+  engine.copy(a, b, { pairs: Int32Array.of(0, 0, 2, 2), length: 2 });
+  a.dispose();
+  const c = engine.upload(tensor(Float32Array.of(9, 9, 9, 9), [4]));
+  assert.equal(c.address, address);
+  fake.busy = false;
+  assert.deepEqual((await b.read()).data, Float32Array.of(1, 2, 3, 4));
+  assert.throws(() => a.address, DisposedError);
+});
+
+test('page-locked memory of reads is kept up to a bound', async (t) => {
+  const { engine, fake } = await opened(t);
+  const x = engine.allocate('u8', [300 * 2 ** 20]);
+  for (let i = 0; i < 3; i++) await x.read();
+  const kept = [...fake.pinned.values()].reduce((n, bytes) => n + bytes, 0);
+  assert.ok(kept > 0 && kept <= 256 * 2 ** 20, `${kept} bytes`);
+});
+
+test('scratch that does not fit rejects the run with sizes; a smaller run goes on', async (t) => {
+  const { engine } = await opened(t, { memory: 2 ** 25, capability: 80 });
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64, grads: true });
+  const { plan } = planOn(problem, engine);
+  const operands = operandsOf(engine);
+  const like = (): ReturnType<CudaEngine['upload']> => engine.allocate('bf16', [1, 2, 128, 64]);
+  const grads = { dOut: like(), dLse: null, dq: like(), dk: like(), dv: like(), dSides: [], dSink: null };
+  const backward = await engine.prepare(problem, plan!.backward!);
+  const before = engine.bytesInUse;
+  const rest = [];
+  try {
+    for (let size = 2 ** 24; size >= 512; ) {
+      try {
+        rest.push(engine.allocate('u8', [size]));
+      } catch {
+        size /= 2;
+      }
+    }
+    await assert.rejects(
+      backward.run(problem, { ...operands, ...grads }),
+      (e) => e instanceof MemoryError && e.requested > 0 && e.available < e.requested,
+    );
+  } finally {
+    for (const x of rest) x.dispose();
+  }
+  assert.equal(engine.bytesInUse, before);
+  await backward.run(problem, { ...operands, ...grads });
+});
+
+test('a stream and a context of the caller are used and left alone', async (t) => {
+  const cache = mkdtempSync(join(tmpdir(), 'tilewise-cuda-'));
+  t.after(() => rmSync(cache, { recursive: true, force: true }));
+  const fake = fakeDriver();
+  const engine = await open({ driver: fake.driver, cache, context: 4096, stream: 8192 });
+  const problem = problemOf({ B: 1, Hq: 2, Sq: 128, Sk: 128, D: 64 });
+  const program = await engine.prepare(problem, planOn(problem, engine).plan!.forward);
+  await program.run(problem, operandsOf(engine));
+  assert.equal(fake.launches[0].stream, 8192);
+  const event = engine.record();
+  engine.waitFor(event.handle);
+  event.close();
+  await engine.close();
+  for (const call of [
+    'cuDevicePrimaryCtxRetain',
+    'cuDevicePrimaryCtxRelease_v2',
+    'cuStreamCreate',
+    'cuStreamDestroy_v2',
+  ])
+    assert.ok(!fake.calls.includes(call), call);
 });

@@ -33,6 +33,10 @@ export interface Fake {
   /** Status of the next call of a name, instead of success. */
   readonly failures: Map<string, number>;
   readonly liveModules: Set<number>;
+  /** Bytes of live page-locked memory. */
+  readonly pinned: Map<number, number>;
+  /** Events that are asked about are not there yet: work is in flight until this is false. */
+  busy: boolean;
 }
 
 const ATTRIBUTES: Readonly<Record<number, number>> = { 16: 132, 13: 1_980_000, 36: 3_201_000, 37: 6144, 38: 60 << 20 };
@@ -44,6 +48,7 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
   const allocations = new Map<number, Uint8Array>();
   const failures = new Map<string, number>();
   const liveModules = new Set<number>();
+  const pinned = new Map<number, number>();
   const host = new Map<number, ArrayBufferView>();
   const addresses = new WeakMap<object, number>();
   const kernelNames = new Map<number, string>();
@@ -119,10 +124,18 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
     cuMemFree_v2: (address) => (allocations.delete(address) ? 0 : 1),
     cuMemHostAlloc(out, bytes) {
       const view = new Uint8Array(bytes);
-      out[0] = BigInt(functions.addressOf(view));
+      const address = functions.addressOf(view);
+      pinned.set(address, bytes);
+      return put(out, BigInt(address));
+    },
+    cuMemFreeHost(address) {
+      const bytes = pinned.get(address);
+      if (bytes === undefined) return 1;
+      pinned.delete(address);
+      // Whoever reads it now sees that it is gone.
+      bytesAt(address).fill(0xdd, 0, bytes);
       return 0;
     },
-    cuMemFreeHost: () => 0,
     cuMemcpyHtoDAsync_v2: copy,
     cuMemcpyDtoHAsync_v2: copy,
     cuMemcpyDtoDAsync_v2: copy,
@@ -131,14 +144,21 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
       return 0;
     },
     cuMemsetD32Async: () => 0,
-    cuPointerGetAttribute: (value, _attribute, address) => put(value, address % 2 ** 33 === 0 ? 1n : 0n),
+    cuPointerGetAttribute(value, attribute, address) {
+      const inside = (map: ReadonlyMap<number, ArrayBufferView>): boolean =>
+        [...map].some(([start, { byteLength }]) => address >= start && address < start + byteLength);
+      const foreign = address % 2 ** 33 === 0;
+      if (!foreign && !inside(allocations) && !inside(host)) return 1;
+      if (attribute === 2) return put(value, inside(host) ? 1n : 2n);
+      return put(value, foreign ? 1n : 0n);
+    },
     cuStreamCreate: created,
     cuStreamDestroy_v2: () => 0,
     cuStreamSynchronize: () => 0,
     cuStreamWaitEvent: () => 0,
     cuEventCreate: created,
     cuEventRecord: () => 0,
-    cuEventQuery: () => 0,
+    cuEventQuery: () => (fake.busy ? 600 : 0),
     cuEventSynchronize: () => 0,
     cuEventElapsedTime: (ms) => put(ms, 1),
     cuEventDestroy_v2: () => 0,
@@ -219,5 +239,9 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
       },
     ]),
   );
-  return { driver: recorded as unknown as Driver, calls, launches, allocations, failures, liveModules };
+  const fake: Fake = {
+    ...{ driver: recorded as unknown as Driver, calls, launches, allocations, failures, liveModules, pinned },
+    busy: false,
+  };
+  return fake;
 }

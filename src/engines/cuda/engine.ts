@@ -5,11 +5,12 @@ import { ArgumentError, DeviceError, DisposedError } from '../../core/errors.ts'
 import { type HostTensor, sameShape, sizeOf } from '../../core/tensor.ts';
 import type { CopyRuns, Engine, EngineTensor, Program, Step } from '../../engine/contract.ts';
 import type { Problem } from '../../problem/problem.ts';
+import { RESULT } from './driver/api.ts';
 import { cacheFolder, DiskCache } from './driver/cache.ts';
 import type { Device } from './driver/device.ts';
 import { Pool } from './driver/memory.ts';
 import { ModuleLoader } from './driver/module.ts';
-import { Stream } from './driver/stream.ts';
+import { Event, Stream } from './driver/stream.ts';
 import { Transfers } from './driver/transfer.ts';
 import type { CudaCaps, CudaKernel } from './kernel.ts';
 import { KERNELS } from './kernels/index.ts';
@@ -18,8 +19,9 @@ import { CudaProgram } from './program.ts';
 import { Tables } from './tables.ts';
 import { addressOn, CudaTensor } from './tensor.ts';
 
-/** CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL. */
-const DEVICE_ORDINAL = 9;
+/** CUpointer_attribute numbers, and the CUmemorytype of page-locked host memory. */
+const POINTER = { memoryType: 2, deviceOrdinal: 9 } as const;
+const HOST_MEMORY = 1;
 
 export interface CudaEngineOptions {
   /** An existing CUstream by its handle; the engine makes its own by default. */
@@ -65,22 +67,48 @@ export class CudaEngine implements Engine {
    * A tensor over device memory that belongs to someone else, who must keep it alive and order their work with this
    * engine's stream. `address` must be a multiple of 16.
    *
-   * @throws ArgumentError when it is not aligned; DeviceError when it is not memory of this device.
+   * @throws ArgumentError when it is not aligned; DeviceError when it is not memory of this device (memory of the host, also
+   * page-locked, is not).
    */
   wrap(address: number | bigint, dtype: DType, shape: readonly number[]): CudaTensor {
     this.alive();
     const at = Number(address);
     if (at === 0 || at % 16 !== 0) throw new ArgumentError('address', 'a device address that 16 divides', address);
-    const ordinal = new BigUint64Array(1);
+    const here = `not of device ${this.device.info.ordinal}`;
     this.device.use();
-    const status = this.device.driver.cuPointerGetAttribute(ordinal, DEVICE_ORDINAL, at);
-    this.device.check('cuPointerGetAttribute', status);
-    if (Number(BigInt.asUintN(32, ordinal[0])) !== this.device.info.ordinal)
-      throw new DeviceError(
-        'cuda',
-        `address ${at} is memory of device ${ordinal[0]}, not of device ${this.device.info.ordinal}`,
-      );
+    const attribute = (name: keyof typeof POINTER): number => {
+      const out = new BigUint64Array(1);
+      const status = this.device.driver.cuPointerGetAttribute(out, POINTER[name], at);
+      if (status === RESULT.invalidValue)
+        throw new DeviceError('cuda', `address ${at} is no memory of CUDA's, ${here}`);
+      this.device.check('cuPointerGetAttribute', status);
+      return Number(BigInt.asUintN(32, out[0]));
+    };
+    if (attribute('memoryType') === HOST_MEMORY)
+      throw new DeviceError('cuda', `address ${at} is memory of the host, ${here}`);
+    const ordinal = attribute('deviceOrdinal');
+    if (ordinal !== this.device.info.ordinal)
+      throw new DeviceError('cuda', `address ${at} is memory of device ${ordinal}, ${here}`);
     return new CudaTensor(this, dtype, shape, at, false);
+  }
+
+  /**
+   * A point in this engine's work, after everything queued so far: another library's stream can wait for its `handle`
+   * (a CUevent), and two timed ones measure what lies between. The caller closes it.
+   */
+  record(timed = false): Event {
+    this.alive();
+    const event = new Event(this.device, timed);
+    event.record(this.stream);
+    return event;
+  }
+
+  /** What is queued from here on starts after a CUevent, given by its handle, that another stream recorded. */
+  waitFor(event: number): void {
+    this.alive();
+    this.device.use();
+    const { driver } = this.device;
+    this.device.check('cuStreamWaitEvent', driver.cuStreamWaitEvent(this.stream.handle, event, 0));
   }
 
   upload(tensor: HostTensor): CudaTensor {
@@ -139,12 +167,14 @@ export class CudaEngine implements Engine {
     this.closed = true;
     // Work that failed has nothing left to wait for.
     await this.stream.settled().catch(() => {});
+    await this.transfers.settled();
     this.programs.clear();
-    this.modules.close();
-    this.transfers.close();
-    this.pool.close();
-    this.stream.close();
-    this.device.close();
+    for (const part of [this.modules, this.transfers, this.pool, this.stream, this.device])
+      try {
+        part.close();
+      } catch {
+        // A context that a fault ended refuses every call; what it held goes with it.
+      }
   }
 
   /** @throws DisposedError after close. */

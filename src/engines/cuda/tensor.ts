@@ -28,6 +28,7 @@ export class CudaTensor implements EngineTensor {
   }
 
   async read(): Promise<HostTensor> {
+    this.engine.alive();
     const data = allocate(this.dtype, sizeOf(this.shape));
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     await this.engine.transfers.download(bytes, this.address);

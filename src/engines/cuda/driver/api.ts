@@ -96,4 +96,4 @@ export const ATTRIBUTE = {
 } as const;
 
 /** CUresult numbers that are handled by name. */
-export const RESULT = { success: 0, outOfMemory: 2, noDevice: 100, notReady: 600 } as const;
+export const RESULT = { success: 0, invalidValue: 1, outOfMemory: 2, noDevice: 100, notReady: 600 } as const;

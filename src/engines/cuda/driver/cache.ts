@@ -4,7 +4,7 @@
  */
 
 // Not imports: bundlers for browsers follow those into this file, although no browser loads it.
-const { createHash } = process.getBuiltinModule('node:crypto');
+const { createHash, randomUUID } = process.getBuiltinModule('node:crypto');
 const { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } = process.getBuiltinModule('node:fs');
 const { homedir } = process.getBuiltinModule('node:os');
 const { join } = process.getBuiltinModule('node:path');
@@ -26,7 +26,6 @@ export const contentHash = (...parts: readonly string[]): string =>
 
 export class DiskCache {
   private readonly folder: string;
-  private writes = 0;
 
   constructor(folder: string) {
     this.folder = folder;
@@ -43,7 +42,7 @@ export class DiskCache {
 
   /** Publishes the bytes. A folder that cannot be written only costs the next process a compilation. */
   put(hash: string, bytes: Uint8Array): void {
-    const own = join(this.folder, `${hash}.${process.pid}.${this.writes++}.tmp`);
+    const own = join(this.folder, `${hash}.${randomUUID()}.tmp`);
     try {
       mkdirSync(this.folder, { recursive: true });
       writeFileSync(own, bytes);

@@ -76,10 +76,13 @@ export interface Pinned {
   readonly bytes: Uint8Array;
 }
 
+/** Bytes of page-locked memory kept for the next transfers. */
+const PINNED_KEPT = 256 * 2 ** 20;
+
 export class PinnedPool {
   private readonly device: Device;
   private readonly free: Pinned[] = [];
-  private readonly all: Pinned[] = [];
+  private readonly all = new Set<Pinned>();
 
   constructor(device: Device) {
     this.device = device;
@@ -99,18 +102,23 @@ export class PinnedPool {
     checkAllocation(this.device, size, this.device.driver.cuMemHostAlloc(out, size, 0));
     const address = Number(out[0]);
     const piece = { address, bytes: this.device.driver.hostView(address, size) };
-    this.all.push(piece);
+    this.all.add(piece);
     return piece;
   }
 
   give(piece: Pinned): void {
-    this.free.push(piece);
+    const kept = this.free.reduce((n, { bytes }) => n + bytes.length, 0);
+    if (kept + piece.bytes.length <= PINNED_KEPT) this.free.push(piece);
+    else if (this.all.delete(piece)) {
+      this.device.use();
+      this.device.driver.cuMemFreeHost(piece.address);
+    }
   }
 
   close(): void {
     this.device.use();
     for (const piece of this.all) this.device.driver.cuMemFreeHost(piece.address);
-    this.all.length = 0;
+    this.all.clear();
     this.free.length = 0;
   }
 }

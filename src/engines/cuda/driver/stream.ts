@@ -30,6 +30,16 @@ export class Event {
     return true;
   }
 
+  /** Resolves once the work before it has finished; rejects when it failed. */
+  async reached(): Promise<void> {
+    this.device.use();
+    // Most work ends within a few turns; longer work is polled by a timer so that the processor can rest.
+    for (let turn = 0; !this.done(); turn++) {
+      await new Promise<void>((resolve) => (turn < 200 ? setImmediate(resolve) : setTimeout(resolve, 1)));
+      this.device.use();
+    }
+  }
+
   /** Milliseconds from this event to a later one; both timed and finished. */
   millisecondsTo(end: Event): number {
     const out = new Float32Array(1);
@@ -67,11 +77,7 @@ export class Stream {
     const event = new Event(this.device);
     try {
       event.record(this);
-      // Most work ends within a few turns; longer work is polled by a timer so that the processor can rest.
-      for (let turn = 0; !event.done(); turn++) {
-        await new Promise<void>((resolve) => (turn < 200 ? setImmediate(resolve) : setTimeout(resolve, 1)));
-        this.device.use();
-      }
+      await event.reached();
     } finally {
       event.close();
     }
