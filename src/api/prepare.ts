@@ -9,6 +9,7 @@ import { AUTO_ORDER, engineNamed, reasonOf, sharedEngine } from './registry.ts';
 import { createRequest, dropoutOf, type Request, type View } from './request.ts';
 import { signatureOf } from './signature.ts';
 import { engineOf, isEngineTensor } from './tensors.ts';
+import { tunedHere } from './tuned.ts';
 
 /** Everything a call needs to run: `backward` is null when no gradients were asked for. */
 export interface Call {
@@ -84,7 +85,7 @@ export async function prepare(
       continue;
     }
     request ??= make();
-    const attempt = planOn(request.problem, engine, prefer, refusals);
+    const attempt = planOn(request.problem, engine, prefer, refusals, tunedHere());
     if (attempt.plan === null) {
       if (signature !== null) remember(engine, signature, attempt.refusals.slice(refusals.length));
       refusals = attempt.refusals;

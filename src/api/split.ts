@@ -17,6 +17,7 @@ import { type Call, compile } from './prepare.ts';
 import type { Request } from './request.ts';
 import { freeBytes, type HostInputs } from './run.ts';
 import { isEngineTensor } from './tensors.ts';
+import { tunedHere } from './tuned.ts';
 
 /** Tensors of a call that have rows of its batches and heads. */
 export type Role = 'q' | 'k' | 'v' | 'out' | 'lse';
@@ -132,7 +133,7 @@ async function partCall(whole: Call, range: Range, prefer: AttentionOptions['pre
     rowsK,
     batches,
   };
-  const { plan } = planOn(part, whole.engine, prefer);
+  const { plan } = planOn(part, whole.engine, prefer, [], tunedHere());
   return plan === null ? null : compile(whole.engine, request, plan);
 }
 

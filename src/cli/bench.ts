@@ -21,7 +21,7 @@ interface Flags extends PlannedFlags {
   readonly save?: string;
 }
 
-interface BenchTask {
+export interface BenchTask {
   readonly q: TensorLike;
   readonly k: TensorLike;
   readonly v: TensorLike;
@@ -115,13 +115,13 @@ async function serving(engines: readonly Engine[], { q, k, v, options, grads }: 
   return engines.find((e) => e.name === plan.engine) ?? engines[0];
 }
 
-function taskOf(flags: PlannedFlags): BenchTask {
+export function taskOf(flags: PlannedFlags): BenchTask {
   const { grads, ...rest } = plannedCall(flags);
   return { ...rest, grads: grads !== null };
 }
 
 /** The shapes that results are published for, with the other flags as they are. */
-function suite(flags: PlannedFlags): BenchTask[] {
+export function suite(flags: PlannedFlags): BenchTask[] {
   const shapes = [512, 1024, 2048, 4096, 8192].map((seq) => ({ heads: 8, dim: 64, seq }));
   return [...shapes, { heads: 16, dim: 128, seq: 2048 }].flatMap((shape) =>
     [false, true].map((causal) => {

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { createRequest } from '../api/request.ts';
+import { tunedHere } from '../api/tuned.ts';
 import type { Engine, Listing } from '../engine/contract.ts';
 import { choosePlan } from '../plan/choose.ts';
 import type { Plan } from '../plan/plan.ts';
@@ -22,7 +23,7 @@ export const dump = (): Command =>
       withEngines(flags, async (engines) => {
         const { q, k, v, options, grads } = plannedCall(flags);
         const { problem } = createRequest(q, k, v, options, grads);
-        const plan = choosePlan(problem, engines);
+        const plan = choosePlan(problem, engines, { tuned: tunedHere() });
         const listings = listingsOf(plan, problem, engines.find((e) => e.name === plan.engine)!);
         if (flags.json) printJson({ plan, listings });
         else if (listings.length === 0) print(`;; ${plan.id}: the ${plan.engine} engine emits no code`);

@@ -9,6 +9,7 @@ import { doctor } from './doctor.ts';
 import { dump } from './dump.ts';
 import { explain } from './explain.ts';
 import { ownPackage } from './machine.ts';
+import { tune } from './tune.ts';
 
 const { version, description } = ownPackage();
 
@@ -17,7 +18,7 @@ const program = new Command('tilewise')
   .version(version)
   .showHelpAfterError('(--help lists the commands)')
   .addHelpText('after', '\nEvery command has examples: tilewise attend --help');
-for (const make of [attend, doctor, explain, check, bench, dump]) program.addCommand(make());
+for (const make of [attend, doctor, explain, check, bench, tune, dump]) program.addCommand(make());
 for (const one of [program, ...program.commands, ...program.commands.flatMap((c) => c.commands)]) one.exitOverride();
 
 // A reader that has seen enough (`tilewise dump | head`) is no error.

@@ -65,6 +65,8 @@ export interface Step {
   readonly kernel: string;
   readonly config: Config;
   readonly cost: Cost;
+  /** Seconds it took when it was measured on this device against the others (`tilewise tune`); absent when it was predicted. */
+  readonly measured?: number;
 }
 
 /** A tensor in an engine's memory. `dispose` frees it; using it afterwards throws DisposedError. */

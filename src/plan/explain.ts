@@ -159,11 +159,14 @@ function format({ plan, shapes: s, features, density, blocks, memory }: Omit<Exp
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
 }
 
-function stepRows(name: string, { kernel, config, cost }: Step): [string, string][] {
+function stepRows(name: string, { kernel, config, cost, measured }: Step): [string, string][] {
   const settings = Object.entries(config).map(([key, value]) => `${key}=${value}`);
   return [
     [name, [kernel, ...settings].join(' ')],
     ['', `${costText(cost)}, predicted ${(cost.seconds * 1e3).toPrecision(3)} ms`],
+    ...(measured === undefined
+      ? []
+      : [['', `chosen by measurement: ${(measured * 1e3).toPrecision(3)} ms`] as [string, string]]),
   ];
 }
 

@@ -21,6 +21,17 @@ export function problemId(p: Problem): string {
   return `${p.dtype}:${sizes.join('.')}:${what.join('+') || 'full'}`;
 }
 
+/**
+ * Problems that one configuration should serve alike: `problemId` with lengths and batch x heads rounded up to powers of two,
+ * and a group's size for the heads. Measured configurations are kept by it.
+ */
+export function problemClass(p: Problem): string {
+  const round = (n: number): number => 2 ** Math.ceil(Math.log2(Math.max(n, 1)));
+  const group = p.Hkv === 0 ? 1 : p.Hq / p.Hkv;
+  const [B, Hq, Sq, Sk] = [1, round(p.B * p.Hq), round(p.Sq), round(p.Sk)];
+  return problemId({ ...p, B, Hq, Hkv: Hq / group, Sq, Sk });
+}
+
 /** Id of a pass on an engine: `wasm:forward:<problemId>`. */
 export const planId = (engine: string, pass: string, problem: Problem): string =>
   `${engine}:${pass}:${problemId(problem)}`;

@@ -6,7 +6,7 @@ const folder = new Folder();
 test.after(() => folder.remove());
 
 test('--help of every command has examples', () => {
-  for (const name of ['attend', 'doctor', 'explain', 'check', 'bench', 'dump']) {
+  for (const name of ['attend', 'doctor', 'explain', 'check', 'bench', 'tune', 'dump']) {
     const { status, out } = folder.run(name, '--help');
     assert.equal(status, 0);
     assert.match(out, new RegExp(`\\$ tilewise ${name}`));

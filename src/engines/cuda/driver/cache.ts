@@ -3,21 +3,18 @@
  * written under a name of its own and renamed, so processes may race.
  */
 
+import { cacheRoot } from '../../../core/folder.ts';
+
 // Not imports: bundlers for browsers follow those into this file, although no browser loads it.
 const { createHash, randomUUID } = process.getBuiltinModule('node:crypto');
 const { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } = process.getBuiltinModule('node:fs');
-const { homedir } = process.getBuiltinModule('node:os');
 const { join } = process.getBuiltinModule('node:path');
 
-/** Where compiled programs are kept: TILEWISE_CACHE, else the user's cache folder. */
+/** Where compiled programs are kept: TILEWISE_CACHE itself, else a folder of the user's cache. */
 export function cacheFolder(): string {
-  const own = process.env.TILEWISE_CACHE;
-  if (own !== undefined && own !== '') return own;
-  const base =
-    process.platform === 'win32'
-      ? (process.env.LOCALAPPDATA ?? homedir())
-      : (process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'));
-  return join(base, 'tilewise', 'cuda');
+  const root = cacheRoot();
+  if (root === null) return '';
+  return root.named ? root.path : join(root.path, 'cuda');
 }
 
 /** Name of what the given texts compile to. */
