@@ -27,6 +27,7 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let h = group.x;
   let q = group.y;
   let b = group.z;
@@ -44,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     total += one.y * exp2(one.x - top);
   }
   base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
-  for (var quad = local; quad < 4u; quad += 64u) {
+  for (var quad = local; quad < 4u * once; quad += 64u) {
     var sum = vec4<f32>(0.0);
     for (var s = 0u; s < P.splits; s++) {
       sum += sums[(at + s * 4u) * 4u + quad] * exp2(stats[at + s * 4u].x - top);

@@ -56,6 +56,7 @@ fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let lane = tid % 16u;
   let owner = tid / 16u;
@@ -106,7 +107,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let partial = true;
     if (block >= firstBlock && block < lastBlock) {
       let k0 = block * 64u;
-      for (var first = 0u; first < 64u; first += 16u) {
+      for (var first = 0u; first < 64u * once; first += 16u) {
         let k_0_0 = ld_k(k0 + first + 0u + owner, lane + 0u);
         let k_1_0 = ld_k(k0 + first + 4u + owner, lane + 0u);
         let k_2_0 = ld_k(k0 + first + 8u + owner, lane + 0u);
@@ -116,15 +117,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         partial_[((8u + owner) * 1u + 0u) * 17u + lane] = vec4<f32>(dot(q_0_0, k_2_0), dot(q_1_0, k_2_0), dot(q_2_0, k_2_0), dot(q_3_0, k_2_0));
         partial_[((12u + owner) * 1u + 0u) * 17u + lane] = vec4<f32>(dot(q_0_0, k_3_0), dot(q_1_0, k_3_0), dot(q_2_0, k_3_0), dot(q_3_0, k_3_0));
         workgroupBarrier(); // every lane's part of the products is visible
-        for (var i = tid; i < 16u; i += 64u) {
+        for (var i = tid; i < 16u * once; i += 64u) {
           var sum = partial_[i * 17u];
-          for (var l = 1u; l < 16u; l++) { sum += partial_[i * 17u + l]; }
+          for (var l = 1u; l < 16u * once; l++) { sum += partial_[i * 17u + l]; }
           scores[first * 1u + i] = sum;
         }
         workgroupBarrier(); // the sums are visible, and their parts done with
       }
       var n_0 = m_0;
-      for (var i = tid; i < 64u; i += 64u) {
+      for (var i = tid; i < 64u * once; i += 64u) {
         let kv = k0 + i;
         var x_0 = scores[i * 1u + 0u];
         x_0.x = select(-3.0e38, x_0.x * P.scale * 1.4426950408889634, kv < lenK);
@@ -140,13 +141,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       if (tid < 16u) {
         {
           var x = reduce[(tid) * 1u + 0u];
-          for (var i = tid + 16u; i < 64u; i += 16u) { x = max(x, reduce[(i) * 1u + 0u]); }
+          for (var i = tid + 16u; i < 64u * once; i += 16u) { x = max(x, reduce[(i) * 1u + 0u]); }
           reduce[(64u + tid) * 1u + 0u] = x;
         }
       }
       workgroupBarrier(); // the pieces are visible
       n_0 = reduce[(64u) * 1u + 0u];
-      for (var i = 1u; i < 16u; i++) { n_0 = max(n_0, reduce[(64u + i) * 1u + 0u]); }
+      for (var i = 1u; i < 16u * once; i++) { n_0 = max(n_0, reduce[(64u + i) * 1u + 0u]); }
       let alpha_0 = exp2(m_0 - n_0);
       m_0 = n_0;
       l_0 *= alpha_0;
@@ -154,14 +155,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       o_1 *= alpha_0.y;
       o_2 *= alpha_0.z;
       o_3 *= alpha_0.w;
-      for (var i = tid; i < 64u; i += 64u) {
+      for (var i = tid; i < 64u * once; i += 64u) {
         let kv = k0 + i;
         var x_0 = exp2(scores[i * 1u + 0u] - m_0);
         l_0 += x_0;
         scores[i * 1u + 0u] = x_0;
       }
       workgroupBarrier(); // the probabilities are visible
-      for (var j = keyGroup; j < 64u; j += 64u) {
+      for (var j = keyGroup; j < 64u * once; j += 64u) {
         let v_0 = ld_v(k0 + j + 0u, column);
         let v_1 = ld_v(k0 + j + 16u, column);
         let v_2 = ld_v(k0 + j + 32u, column);
@@ -195,13 +196,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (tid < 16u) {
     {
       var x = reduce[(tid) * 1u + 0u];
-      for (var i = tid + 16u; i < 64u; i += 16u) { x = x + reduce[(i) * 1u + 0u]; }
+      for (var i = tid + 16u; i < 64u * once; i += 16u) { x = x + reduce[(i) * 1u + 0u]; }
       reduce[(64u + tid) * 1u + 0u] = x;
     }
   }
   workgroupBarrier(); // the pieces are visible
   l_0 = reduce[(64u) * 1u + 0u];
-  for (var i = 1u; i < 16u; i++) { l_0 = l_0 + reduce[(64u + i) * 1u + 0u]; }
+  for (var i = 1u; i < 16u * once; i++) { l_0 = l_0 + reduce[(64u + i) * 1u + 0u]; }
   let at = ((b * groups.x + group.x) * P.splits + group.y) * 4u;
   if (tid == 0u) {
     stats[at + 0u] = vec2<f32>(m_0.x, l_0.x);
@@ -214,7 +215,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // every key group's sum is visible
   if (tid < 4u) {
     var sum = partial_[tid];
-    for (var k = 1u; k < 16u; k++) { sum += partial_[tid + k * 4u]; }
+    for (var k = 1u; k < 16u * once; k++) { sum += partial_[tid + k * 4u]; }
     sums[(at + 0u) * 4u + tid] = sum;
   }
   workgroupBarrier(); // the place is free
@@ -222,7 +223,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // every key group's sum is visible
   if (tid < 4u) {
     var sum = partial_[tid];
-    for (var k = 1u; k < 16u; k++) { sum += partial_[tid + k * 4u]; }
+    for (var k = 1u; k < 16u * once; k++) { sum += partial_[tid + k * 4u]; }
     sums[(at + 1u) * 4u + tid] = sum;
   }
   workgroupBarrier(); // the place is free
@@ -230,7 +231,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // every key group's sum is visible
   if (tid < 4u) {
     var sum = partial_[tid];
-    for (var k = 1u; k < 16u; k++) { sum += partial_[tid + k * 4u]; }
+    for (var k = 1u; k < 16u * once; k++) { sum += partial_[tid + k * 4u]; }
     sums[(at + 2u) * 4u + tid] = sum;
   }
   workgroupBarrier(); // the place is free
@@ -238,7 +239,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // every key group's sum is visible
   if (tid < 4u) {
     var sum = partial_[tid];
-    for (var k = 1u; k < 16u; k++) { sum += partial_[tid + k * 4u]; }
+    for (var k = 1u; k < 16u * once; k++) { sum += partial_[tid + k * 4u]; }
     sums[(at + 3u) * 4u + tid] = sum;
   }
 }

@@ -64,6 +64,7 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
@@ -111,7 +112,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
       arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
       workgroupBarrier(); // staged rows are visible
-      for (var d = 0u; d < 4u; d++) {
+      for (var d = 0u; d < 4u * once; d++) {
         let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
         let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
         let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -148,7 +149,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     arena[0u + (r + 0u) * 9u + c].x = n_0;
     arena[0u + (r + 8u) * 9u + c].x = n_1;
     workgroupBarrier(); // the maxima of a row's invocations are visible
-    for (var j = 0u; j < 8u; j++) {
+    for (var j = 0u; j < 8u * once; j++) {
       n_0 = max(n_0, arena[0u + (r + 0u) * 9u + j].x);
       n_1 = max(n_1, arena[0u + (r + 8u) * 9u + j].x);
     }
@@ -170,7 +171,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       s_1_0 = exp2(s_1_0 - vec4<f32>(m_1));
       l_1 += (s_1_0.x + s_1_0.y) + (s_1_0.z + s_1_0.w);
     }
-    for (var start = 0u; start < 32u; start += 16u) {
+    for (var start = 0u; start < 32u * once; start += 16u) {
       workgroupBarrier(); // the place's last readers are done
       ox_0 = ld_v(k0 + start + tid / 8u, tid % 8u);
       ox_1 = ld_v(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
@@ -181,7 +182,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       arena[144u + tid] = ox_0;
       arena[144u + (tid + 64u)] = ox_1;
       workgroupBarrier(); // P and the staged rows are visible
-      for (var j = 0u; j < 4u; j++) {
+      for (var j = 0u; j < 4u * once; j++) {
         let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
         let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
         let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
@@ -205,7 +206,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // partial sums are visible
   {
     var sum = 0.0;
-    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
+    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
     let attended = m_0 > -1.0e30;
     var factor = 1.0;
     let share = select(0.0, factor / sum, attended);
@@ -216,7 +217,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   }
   {
     var sum = 0.0;
-    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
+    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
     let attended = m_1 > -1.0e30;
     var factor = 1.0;
     let share = select(0.0, factor / sum, attended);

@@ -199,6 +199,7 @@ fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
@@ -258,7 +259,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
             arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
             workgroupBarrier(); // staged rows are visible
-            for (var d = 0u; d < 4u; d++) {
+            for (var d = 0u; d < 4u * once; d++) {
               let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
               let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
               let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -294,7 +295,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
             arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
             workgroupBarrier(); // staged rows are visible
-            for (var d = 0u; d < 4u; d++) {
+            for (var d = 0u; d < 4u * once; d++) {
               let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
               let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
               let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -338,7 +339,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             t_1_0 = select(vec4<f32>(0.0), s_1_0 * (t_1_0 * z - delta_0) * slope4(raw_1_0, qc_0, i32(k0 + r + 8u)), s_1_0 != vec4<f32>(0.0));
             s_1_0 *= z;
           }
-          for (var start = 0u; start < 32u; start += 16u) {
+          for (var start = 0u; start < 32u * once; start += 16u) {
             workgroupBarrier(); // the place's last readers are done
             dvx_0 = ld_dOut(q0 + start + tid / 8u, tid % 8u);
             dvx_1 = ld_dOut(q0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
@@ -349,7 +350,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[144u + tid] = dvx_0;
             arena[144u + (tid + 64u)] = dvx_1;
             workgroupBarrier(); // P and the staged rows are visible
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u * once; j++) {
               let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
               let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
               let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
@@ -368,7 +369,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           }
           var dkx_0: vec4<f32>;
           var dkx_1: vec4<f32>;
-          for (var start = 0u; start < 32u; start += 16u) {
+          for (var start = 0u; start < 32u * once; start += 16u) {
             workgroupBarrier(); // the place's last readers are done
             dkx_0 = ld_q(q0 + start + tid / 8u, tid % 8u);
             dkx_1 = ld_q(q0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
@@ -379,7 +380,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[144u + tid] = dkx_0;
             arena[144u + (tid + 64u)] = dkx_1;
             workgroupBarrier(); // P and the staged rows are visible
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u * once; j++) {
               let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
               let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
               let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];

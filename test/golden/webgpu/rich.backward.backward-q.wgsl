@@ -191,6 +191,7 @@ fn st_dq(row: u32, quad: u32, x: vec4<f32>) {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
@@ -248,7 +249,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
           workgroupBarrier(); // staged rows are visible
-          for (var d = 0u; d < 4u; d++) {
+          for (var d = 0u; d < 4u * once; d++) {
             let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
             let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
             let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -284,7 +285,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
           workgroupBarrier(); // staged rows are visible
-          for (var d = 0u; d < 4u; d++) {
+          for (var d = 0u; d < 4u * once; d++) {
             let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
             let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
             let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -326,7 +327,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           let z = tw_drop4(q_1, i32(k0 + 4u * c + 0u), i32(bh));
           t_1_0 = select(vec4<f32>(0.0), s_1_0 * (t_1_0 * z - delta_1) * slope4(raw_1_0, q_1, i32(k0 + 4u * c + 0u)), s_1_0 != vec4<f32>(0.0));
         }
-        for (var start = 0u; start < 32u; start += 16u) {
+        for (var start = 0u; start < 32u * once; start += 16u) {
           workgroupBarrier(); // the place's last readers are done
           dqx_0 = ld_k(k0 + start + tid / 8u, tid % 8u);
           dqx_1 = ld_k(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
@@ -340,8 +341,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           if (partial && any((bitcast<vec4<u32>>(dqx_1) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
           workgroupBarrier(); // P and the staged rows are visible
           if (atomicLoad(&poison) != 0u) {
-            for (var j = 0u; j < 4u; j++) {
-              for (var e = 0u; e < 4u; e++) {
+            for (var j = 0u; j < 4u * once; j++) {
+              for (var e = 0u; e < 4u * once; e++) {
                 let x_0 = arena[144u + (j * 4u + e) * 8u + c + 0u];
                 let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j][e];
                 if (p_0 != 0.0) {
@@ -354,7 +355,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
               }
             }
           } else {
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u * once; j++) {
               let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
               let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
               let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];

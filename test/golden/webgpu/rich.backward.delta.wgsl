@@ -39,6 +39,7 @@ fn ld_dOut(row_: u32, quad_: u32) -> vec4<f32> {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let b = group.z;
   let h = group.x;
   let hkv = h / P.group;
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
   base_dOut = b * P.out_b + h * P.out_h + qStart * P.out_s;
   var value = 0.0;
-  for (var d = 0u; d < 4u; d++) {
+  for (var d = 0u; d < 4u * once; d++) {
     let x = ld_out(q, d);
     let y = ld_dOut(q, d);
     // The order of dO V^T in the tiles: where one key takes all, delta and dP then cancel to the last bit.

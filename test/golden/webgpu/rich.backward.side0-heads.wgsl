@@ -183,6 +183,7 @@ fn factor4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
@@ -232,7 +233,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
         arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
         workgroupBarrier(); // staged rows are visible
-        for (var d = 0u; d < 4u; d++) {
+        for (var d = 0u; d < 4u * once; d++) {
           let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
           let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
           let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -268,7 +269,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
         arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
         workgroupBarrier(); // staged rows are visible
-        for (var d = 0u; d < 4u; d++) {
+        for (var d = 0u; d < 4u * once; d++) {
           let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
           let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
           let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -317,8 +318,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // sums of a row's invocations are visible
   if (tid == 0u) {
     var total = 0.0;
-    for (var row = 0u; row < 16u; row++) {
-      for (var j = 0u; j < 8u; j++) { total += exchange[row * 8u + j]; }
+    for (var row = 0u; row < 16u * once; row++) {
+      for (var j = 0u; j < 8u * once; j++) { total += exchange[row * 8u + j]; }
     }
     partials0[group.x * groups.y + group.y] = total;
   }

@@ -9,7 +9,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> partials0: array<f32>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-  for (var element = group.x * 64u + local; element < 2u; element += groups.x * 64u) {
+  let once = min(groups.z, 1u);
+  for (var element = group.x * 64u + local; element < 2u * once; element += groups.x * 64u) {
     var onlyB = 0u;
     var onlyH = 0u;
     var only = 0u;

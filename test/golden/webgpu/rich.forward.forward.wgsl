@@ -163,6 +163,7 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+  let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
@@ -216,7 +217,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
           arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
           workgroupBarrier(); // staged rows are visible
-          for (var d = 0u; d < 4u; d++) {
+          for (var d = 0u; d < 4u * once; d++) {
             let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
             let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
             let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
@@ -256,7 +257,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         arena[0u + (r + 0u) * 9u + c].x = n_0;
         arena[0u + (r + 8u) * 9u + c].x = n_1;
         workgroupBarrier(); // the maxima of a row's invocations are visible
-        for (var j = 0u; j < 8u; j++) {
+        for (var j = 0u; j < 8u * once; j++) {
           n_0 = max(n_0, arena[0u + (r + 0u) * 9u + j].x);
           n_1 = max(n_1, arena[0u + (r + 8u) * 9u + j].x);
         }
@@ -280,7 +281,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           l_1 += (s_1_0.x + s_1_0.y) + (s_1_0.z + s_1_0.w);
           s_1_0 *= tw_drop4(q_1, i32(k0 + 4u * c + 0u), i32(bh));
         }
-        for (var start = 0u; start < 32u; start += 16u) {
+        for (var start = 0u; start < 32u * once; start += 16u) {
           workgroupBarrier(); // the place's last readers are done
           ox_0 = ld_v(k0 + start + tid / 8u, tid % 8u);
           ox_1 = ld_v(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
@@ -294,8 +295,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           if (partial && any((bitcast<vec4<u32>>(ox_1) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
           workgroupBarrier(); // P and the staged rows are visible
           if (atomicLoad(&poison) != 0u) {
-            for (var j = 0u; j < 4u; j++) {
-              for (var e = 0u; e < 4u; e++) {
+            for (var j = 0u; j < 4u * once; j++) {
+              for (var e = 0u; e < 4u * once; e++) {
                 let x_0 = arena[144u + (j * 4u + e) * 8u + c + 0u];
                 let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j][e];
                 if (p_0 != 0.0) {
@@ -308,7 +309,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
               }
             }
           } else {
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u * once; j++) {
               let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
               let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
               let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
@@ -335,7 +336,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // partial sums are visible
   {
     var sum = 0.0;
-    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
+    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
     let attended = m_0 > -1.0e30;
     var factor = 1.0;
     let sink = sink[h] * 1.4426950408889634;
@@ -351,7 +352,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   }
   {
     var sum = 0.0;
-    for (var j = 0u; j < 8u; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
+    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
     let attended = m_1 > -1.0e30;
     var factor = 1.0;
     let sink = sink[h] * 1.4426950408889634;

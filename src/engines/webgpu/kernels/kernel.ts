@@ -6,6 +6,7 @@ import { dropThreshold } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Shader } from '../wgsl/module.ts';
+import { keepLoops } from '../wgsl/text.ts';
 import { aligned, type Family, strideValues, widthOf } from './rows.ts';
 
 export interface WebGpuCaps extends Caps {
@@ -53,11 +54,17 @@ export interface WebGpuKernel<C extends Config = Config> extends Kernel<C, WebGp
 type Definition<C extends Config> = Omit<WebGpuKernel<C>, 'emit'>;
 
 /** Completes a kernel: the listing is the very text that gets compiled. */
-export const defineKernel = <C extends Config>(kernel: Definition<C>): WebGpuKernel<C> => ({
-  ...kernel,
-  emit: (problem, config, caps): Listing[] =>
-    kernel.shaders(problem, config, caps).map(({ name, code }) => ({ name, text: code })),
-});
+export function defineKernel<C extends Config>(kernel: Definition<C>): WebGpuKernel<C> {
+  const shaders: Definition<C>['shaders'] = (problem, config, caps) => {
+    const made = kernel.shaders(problem, config, caps);
+    return caps.software ? made.map((shader) => ({ ...shader, code: keepLoops(shader.code) })) : made;
+  };
+  return {
+    ...kernel,
+    shaders,
+    emit: (...args): Listing[] => shaders(...args).map(({ name, code }) => ({ name, text: code })),
+  };
+}
 
 /** Everything of a problem that shader text depends on. */
 export function problemKey(problem: Problem): string {

@@ -15,3 +15,13 @@ export function float(x: number): string {
 }
 
 export const XYZW = ['x', 'y', 'z', 'w'] as const;
+
+/**
+ * The same shader with loops whose length is told at run time only. Drivers on processors unroll the others, and Mesa's then takes time
+ * quadratic in the branches that every load becomes: ten times as long, minutes for one shader.
+ */
+export function keepLoops(code: string): string {
+  const [helpers, main] = code.split('fn main(');
+  const kept = main.replace(/(for \(var (\w+) = [^;]+; \2 < )(\d+u);/g, '$1$3 * once;');
+  return kept === main ? code : `${helpers}fn main(${kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n')}`;
+}
