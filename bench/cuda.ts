@@ -1,311 +1,419 @@
 /**
- * Times the CUDA kernels on this machine's GPU: device time by events, the L2 cache flushed before every launch, medians.
+ * Times the CUDA kernels on this machine's GPU beside PyTorch's (FlashAttention-2, cuDNN, FlexAttention, math and memory-efficient
+ * paths): device time by events, the L2 cache flushed before every launch, our process and theirs in turns cell by cell; medians.
  *
- *     node bench/cuda.ts OUT.json [forward] [backward] [decode] [mods] [f32] [host] [d=64,128] [n=512,8192] [kernel=mma] [tune]
+ *     node bench/cuda.ts OUT.json [grid] [portable] [mods] [decode] [f32] [host] [d=64,128] [n=512,8192] [rounds=4]
+ *         [forward] [backward] [kernel=mma] [peers=none] [tune]
  *
- * TFLOP/s count 4 * pairs * D forward and 2.5 times that backward, with half the pairs when causal, as ../bench tables do.
+ * With no part named, all; with a pass named, that pass, and the grid if no part is. TFLOP/s count 4 * pairs * D forward and 2.5 times that backward; `tune` times every configuration
+ * of every kernel in the grid instead of the chosen one. `python3` with PyTorch is needed for peers.
  */
-import { writeFileSync } from 'node:fs';
-import { allocate, toBf16 } from '../src/core/dtype.ts';
-import type { TensorLike } from '../src/core/tensor.ts';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { commit } from '../src/cli/machine.ts';
 import { tensor } from '../src/core/tensor.ts';
-import type { Config, Engine, Kernel, Operands, Pass, Step } from '../src/engine/contract.ts';
-import { Event } from '../src/engines/cuda/driver/stream.ts';
+import type { Config, Kernel, Pass } from '../src/engine/contract.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
-import { CONTEXT, type Mask, type Mod, nodesOf } from '../src/mods/expr.ts';
+import type { Mask, Mod } from '../src/mods/expr.ts';
 import { alibi, and, causal, documents, slidingWindow, softcap } from '../src/mods/library.ts';
+import { planOn } from '../src/plan/choose.ts';
 import { countPairs } from '../src/problem/cost.ts';
-import { createProblem, denseSequences, type KvStorage, type Problem, stridesOf } from '../src/problem/problem.ts';
+import type { Problem } from '../src/problem/problem.ts';
+import { type Ask, type Contender, inTurns, Peers, Stopwatch } from './gpu/contenders.ts';
+import { type Made, median, Noise, operandsOf, problemOf, type Shape, serving, stepOf } from './gpu/setup.ts';
 
-const [out, ...words] = process.argv.slice(2);
-const flag = (name: string): boolean => words.includes(name);
-const list = (name: string, otherwise: number[]): number[] =>
-  words
-    .find((w) => w.startsWith(`${name}=`))
-    ?.slice(name.length + 1)
-    .split(',')
-    .map(Number) ?? otherwise;
-
-/** `kernel=mma,decode` keeps the kernels with one of the words in their name. */
-const kept = words
-  .find((w) => w.startsWith('kernel='))
-  ?.slice(7)
-  .split(',') ?? [''];
-const named = (kernel: string): boolean => kept.some((part) => kernel.includes(part));
-
-interface Shape {
-  readonly B: number;
-  readonly Hq: number;
-  readonly Hkv?: number;
-  readonly Sq: number;
-  readonly Sk: number;
-  readonly D: number;
-  readonly dtype?: 'bf16' | 'f32';
-  readonly mask?: Mask | undefined;
-  readonly mod?: Mod | undefined;
-  readonly grads?: boolean;
-  /** Rows of a page of K and V, in shuffled order; dense when absent. */
-  readonly pageSize?: number;
-}
-
-function problemOf({ B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, grads, pageSize }: Shape): Problem {
-  const built = {
-    mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
-    mod: mod ? { label: mod.label, expr: mod.build(CONTEXT) } : null,
-  };
-  const sides = new Set<TensorLike>();
-  for (const named of [built.mask, built.mod])
-    if (named) for (const e of nodesOf(named.expr)) if (e.kind === 'load') sides.add(e.tensor);
-  const q = stridesOf('bhnd', Hq, Sq, D);
-  const k = stridesOf('bhnd', Hkv, pageSize ?? Sk, D);
-  return createProblem({
-    B,
-    Hq,
-    Hkv,
-    Sq,
-    Sk,
-    D,
-    Dv: D,
-    dtype,
-    scale: D ** -0.5,
-    strides: { q, k, v: k, out: q, lse: stridesOf('bhnd', Hq, Sq, 1) },
-    sequences: denseSequences(B, Sq, Sk),
-    uniform: true,
-    kv: pageSize === undefined ? { kind: 'strided' } : pagesOf(B, Sk / pageSize, pageSize),
-    ...built,
-    sides: [...sides],
-    sink: false,
-    dropout: null,
-    grads: grads === true ? { q: true, k: true, v: true, sides: [...sides].map(() => false), sink: false } : null,
-  });
-}
-
-/** As many pages as the keys fill, far from their neighbours. */
-function pagesOf(B: number, maxPages: number, pageSize: number): KvStorage {
-  const n = B * maxPages;
-  const step = 7919;
-  return { kind: 'paged', pageSize, maxPages, table: Int32Array.from({ length: n }, (_, i) => (i * step) % n) };
-}
-
-/** Normal numbers, a block of them repeated. */
-const NOISE = Float32Array.from({ length: 1 << 20 }, () => {
-  const r = Math.sqrt(-2 * Math.log(1 - Math.random()));
-  return r * Math.cos(2 * Math.PI * Math.random());
-});
-const NOISE16 = Uint16Array.from(NOISE, toBf16);
-
-function noise(engine: CudaEngine, dtype: 'bf16' | 'f32', shape: readonly number[]) {
-  const n = shape.reduce((a, b) => a * b, 1);
-  const data = allocate(dtype, n);
-  const from = dtype === 'bf16' ? NOISE16 : NOISE;
-  // An odd step keeps heads from repeating each other.
-  for (let at = 0, shift = 0; at < n; at += from.length, shift += 7919) {
-    const part = from.subarray(shift % 4096, Math.min(from.length, (shift % 4096) + n - at));
-    data.set(part, at);
-    if (part.length < Math.min(from.length, n - at))
-      data.set(from.subarray(0, Math.min(from.length, n - at) - part.length), at + part.length);
-  }
-  return engine.upload(tensor(data, shape, dtype));
-}
-
-function operandsOf(engine: CudaEngine, problem: Problem): { operands: Operands; dispose: () => void } {
-  const { B, Hq, Hkv, Sq, Sk, D, dtype, grads, sides } = problem;
-  const type = dtype as 'bf16' | 'f32';
-  const q = [B, Hq, Sq, D];
-  const k = [B, Hkv, Sk, D];
-  const forward = {
-    q: noise(engine, type, q),
-    k: noise(engine, type, k),
-    v: noise(engine, type, k),
-    out: engine.allocate(type, q),
-    lse: engine.allocate('f32', [B, Hq, Sq]),
-    sides: sides.map((s) => engine.upload(s as Parameters<Engine['upload']>[0])),
-    sink: null,
-  };
-  const backward =
-    grads === null
-      ? {}
-      : {
-          dOut: noise(engine, type, q),
-          dLse: null,
-          dq: engine.allocate(type, q),
-          dk: engine.allocate(type, k),
-          dv: engine.allocate(type, k),
-          dSides: sides.map(() => null),
-          dSink: null,
-        };
-  const operands: Operands = { ...forward, ...backward };
-  const dispose = (): void => {
-    for (const t of Object.values(operands)) if (t !== null && 'dispose' in t) t.dispose();
-    for (const t of forward.sides) t.dispose();
-  };
-  return { operands, dispose };
-}
-
-interface Row {
+/** One contender in one cell. */
+export interface GpuRow {
+  readonly group: 'grid' | 'mods' | 'decode' | 'f32';
+  /** `d64 causal n512` */
   readonly name: string;
   readonly pass: Pass;
-  readonly kernel: string;
-  readonly config: unknown;
+  /** `tilewise`, `tilewise portable` (mma.sync), a peer, or `tilewise baseline`: the same without its modifier. */
+  readonly who: string;
+  readonly kernel?: string | undefined;
+  readonly config?: Config | undefined;
   readonly ms: number;
+  readonly best: number;
+  readonly reps: number;
   readonly tflops: number;
+  /** Terabytes a second of K and V and of queries and results, read and written once. */
   readonly tbs: number;
+  readonly error?: string | undefined;
 }
 
-/** The kernel and configuration the planner would take. */
-function cheapest(kernels: readonly Kernel[], problem: Problem, engine: CudaEngine): [Kernel, Config] {
-  const all = kernels.flatMap((k) => k.configs(problem, engine.caps).map((c): [Kernel, Config] => [k, c]));
-  const seconds = ([k, c]: [Kernel, Config]): number => k.cost(problem, c, engine.caps).seconds;
-  return all.reduce((best, one) => (seconds(one) < seconds(best) ? one : best));
+export interface GpuResults {
+  readonly format: 'tilewise-gpu-1';
+  readonly device: string;
+  readonly driver: string;
+  readonly date: string;
+  readonly commit: string | null;
+  /** What peers say of themselves. */
+  readonly peers: Readonly<Record<string, unknown>>;
+  /** What nvidia-smi said along the way: clocks in MHz, degrees Celsius, watts. */
+  readonly clocks: readonly string[];
+  /** Copy rate in TB/s, read plus written, and the rate of a bf16 product of 8192 x 8192 x 8192 in TFLOP/s, before and after. */
+  readonly ceilings: readonly { readonly copy: number; readonly matmul: number }[];
+  readonly host: { readonly prepare: number; readonly run: number } | null;
+  readonly rows: readonly GpuRow[];
 }
+
+const [out, ...words] = process.argv.slice(2);
+const PARTS = ['grid', 'portable', 'mods', 'decode', 'f32', 'host'] as const;
+const named = PARTS.filter((part) => words.includes(part));
+const value = (name: string): string | undefined => words.find((w) => w.startsWith(`${name}=`))?.slice(name.length + 1);
+const list = (name: string, otherwise: number[]): number[] => value(name)?.split(',').map(Number) ?? otherwise;
+const rounds = Number(value('rounds') ?? 4);
+const asked = (['forward', 'backward'] as const).filter((pass) => words.includes(pass));
+const passes: readonly Pass[] = asked.length === 0 ? ['forward', 'backward'] : asked;
+const wants = (part: (typeof PARTS)[number]): boolean =>
+  named.length > 0 ? named.includes(part) : asked.length === 0 || part === 'grid';
+/** `kernel=mma,decode` keeps the kernels with one of the words in their name. */
+const kept = value('kernel')?.split(',') ?? [''];
+const available = (engine: CudaEngine, problem: Problem, pass: Pass): readonly Kernel[] =>
+  serving(engine, problem, pass).filter(({ name }) => kept.some((part) => name.includes(part)));
+const withPeers = value('peers') !== 'none';
+
+const started = performance.now();
+const say = (text: string): void =>
+  console.log(`${((performance.now() - started) / 1000).toFixed(1).padStart(6)} ${text}`);
+
+interface Cell {
+  readonly group: GpuRow['group'];
+  readonly name: string;
+  readonly shape: Shape;
+  readonly passes: readonly Pass[];
+  /** Share of the pairs that attend. */
+  readonly fraction: number;
+  readonly peers: readonly {
+    readonly who: string;
+    readonly from: Peers;
+    readonly ask: Omit<Ask, 'pass' | 'q' | 'k'>;
+  }[];
+  /** The same call without what is being looked at. */
+  readonly baseline?: Shape;
+  /** Also by mma.sync. */
+  readonly portable?: boolean;
+}
+
+class Bench {
+  readonly rows: GpuRow[] = [];
+  private readonly engine: CudaEngine;
+  private readonly noise: Noise;
+  private readonly watch: Stopwatch;
+
+  constructor(engine: CudaEngine) {
+    this.engine = engine;
+    this.noise = new Noise(engine);
+    this.watch = new Stopwatch(engine);
+  }
+
+  async cell(cell: Cell): Promise<void> {
+    const problem = this.problem(cell.shape, cell.passes);
+    const made = operandsOf(this.engine, this.noise, problem);
+    const bare = cell.baseline === undefined ? null : this.problem(cell.baseline, cell.passes);
+    try {
+      await this.attend(problem, made);
+      for (const pass of cell.passes) {
+        const ours = await this.ours(cell, problem, bare, made, pass);
+        const { B, Hq, Hkv = Hq, Sq, Sk, D } = cell.shape;
+        const shapes = { q: [B, Hq, Sq, D], k: [B, Hkv, Sk, D] };
+        const theirs = cell.peers.map(({ who, from, ask }) => from.contender(who, { ...ask, ...shapes, pass }));
+        const times = await inTurns([...ours.map((o) => o.contender), ...theirs], rounds);
+        for (const [who, { median: ms, best, reps, error }] of times) {
+          const { kernel, config } = ours.find((o) => o.contender.who === who) ?? {};
+          const fraction = who === 'tilewise baseline' ? this.fraction(bare) : cell.fraction;
+          const flops = 4 * B * Hq * Sq * Sk * D * fraction * (pass === 'forward' ? 1 : 2.5);
+          const bytes = (2 * B * Hkv * Sk * D + 2 * B * Hq * Sq * D) * (problem.dtype === 'f32' ? 4 : 2);
+          const rates = { tflops: flops / ms / 1e9, tbs: bytes / ms / 1e9 };
+          this.rows.push({
+            group: cell.group,
+            name: cell.name,
+            pass,
+            who,
+            kernel,
+            config,
+            ms,
+            best,
+            reps,
+            ...rates,
+            error,
+          });
+        }
+        this.tell(cell, pass);
+      }
+    } finally {
+      made.dispose();
+    }
+  }
+
+  private problem(shape: Shape, asked: readonly Pass[]): Problem {
+    return problemOf({ ...shape, grads: asked.includes('backward') });
+  }
+
+  private fraction(problem: Problem | null): number {
+    return problem === null ? 1 : countPairs(problem).pairs / (problem.B * problem.Hq * problem.Sq * problem.Sk);
+  }
+
+  /** Backward needs out and lse. */
+  private async attend(problem: Problem, { operands }: Made): Promise<void> {
+    const { plan } = planOn({ ...problem, grads: null }, this.engine);
+    if (plan === null) throw new Error('no kernel serves this');
+    await (await this.engine.prepare(problem, plan.forward)).run(problem, operands);
+  }
+
+  private async ours(cell: Cell, problem: Problem, bare: Problem | null, made: Made, pass: Pass) {
+    const found: { contender: Contender; kernel: string; config: Config }[] = [];
+    const add = async (who: string, of: Problem, kernel: Kernel, config: Config): Promise<void> => {
+      const program = await this.engine.prepare(of, stepOf(this.engine, of, kernel, config));
+      const contender = this.watch.contender(who, () => program.run(of, made.operands));
+      found.push({ contender, kernel: kernel.name, config });
+    };
+    const chosen = async (who: string, of: Problem, from = available(this.engine, of, pass)): Promise<void> => {
+      const steps = from.flatMap((k) =>
+        k.configs(of, this.engine.caps).map((c) => ({ k, step: stepOf(this.engine, of, k, c) })),
+      );
+      const { k, step } = steps.reduce((a, b) => (b.step.cost.seconds < a.step.cost.seconds ? b : a));
+      await add(who, of, k, step.config);
+    };
+    if (words.includes('tune'))
+      for (const kernel of available(this.engine, problem, pass))
+        for (const config of kernel.configs(problem, this.engine.caps))
+          await add(`${kernel.name} ${JSON.stringify(config)}`, problem, kernel, config);
+    else await chosen('tilewise', problem);
+    if (bare !== null) await chosen('tilewise baseline', bare);
+    if (cell.portable)
+      await chosen(
+        'tilewise portable',
+        problem,
+        serving(this.engine, problem, pass).filter((k) => k.name.endsWith('_mma')),
+      );
+    return found;
+  }
+
+  private tell({ group, name }: Cell, pass: Pass): void {
+    const cells = this.rows.filter((r) => r.name === name && r.pass === pass);
+    const said = cells.map((r) => {
+      const rate = group === 'decode' ? `${r.tbs.toFixed(2)} TB/s` : r.tflops.toFixed(0);
+      return `${r.who} ${r.error === undefined ? rate : `(${r.error.slice(0, 80)})`}`;
+    });
+    say(`${name} ${pass}: ${said.join('  ')}`);
+  }
+}
+
+const smi = (): string => {
+  try {
+    const query = 'clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active';
+    return execFileSync('nvidia-smi', [`--query-gpu=${query}`, '--format=csv,noheader'], { encoding: 'utf8' }).trim();
+  } catch {
+    return 'unknown';
+  }
+};
+
+const N_MODS = 16384;
+const slopes = tensor(
+  Float32Array.from({ length: 16 }, (_, i) => 2 ** (-(i + 1) / 2)),
+  [16],
+);
+const ids = tensor(
+  Int32Array.from({ length: N_MODS }, (_, i) => Math.floor(i / 1500)),
+  [1, N_MODS],
+);
+
+interface ModCase {
+  readonly name: string;
+  readonly mask?: Mask;
+  readonly mod?: Mod;
+  readonly dropout?: number;
+  /** Name of FlexAttention's case; null when it has none. */
+  readonly flex: string | null;
+  /** What is kept of the call for the baseline. */
+  readonly bare?: { readonly mask?: Mask };
+}
+
+const MODS: readonly ModCase[] = [
+  { name: 'plain', flex: 'plain' },
+  { name: 'causal', mask: causal(), flex: 'causal' },
+  { name: 'alibi-causal', mask: causal(), mod: alibi(slopes), flex: 'alibi-causal', bare: { mask: causal() } },
+  { name: 'softcap', mod: softcap(20), flex: 'softcap', bare: {} },
+  { name: 'window1024', mask: and(causal(), slidingWindow(1023)), flex: 'window1024' },
+  { name: 'doc-causal', mask: and(causal(), documents(ids)), flex: 'doc-causal' },
+  { name: 'dropout0.1', dropout: 0.1, flex: null, bare: {} },
+  { name: 'dropout0.1-causal', mask: causal(), dropout: 0.1, flex: null, bare: { mask: causal() } },
+];
 
 async function main(): Promise<void> {
   const engine = await open({ cache: process.env.TILEWISE_CACHE });
-  const flush = engine.allocate('u8', [256 << 20]);
-  const rows: Row[] = [];
-  const start = new Event(engine.device, true);
-  const end = new Event(engine.device, true);
-
-  const time = async (run: () => Promise<void>, reps: number): Promise<number> => {
-    await run();
-    await run();
-    await engine.synchronize();
-    const times: number[] = [];
-    for (let i = 0; i < reps; i++) {
-      engine.device.use();
-      engine.device.driver.cuMemsetD8Async(flush.address, 0, 256 << 20, engine.stream.handle);
-      start.record(engine.stream);
-      await run();
-      end.record(engine.stream);
-      await engine.synchronize();
-      times.push(start.millisecondsTo(end));
-    }
-    return times.sort((a, b) => a - b)[times.length >> 1];
-  };
-
-  const measure = async (name: string, shape: Shape, passes: readonly Pass[], fraction: number): Promise<void> => {
-    const problem = problemOf({ ...shape, grads: passes.includes('backward') });
-    const { operands, dispose } = operandsOf(engine, problem);
-    try {
-      const stepOf = (pass: Pass, kernel: string, config: unknown): Step =>
-        ({ pass, kernel, config, cost: { flops: 0, bytes: 0, workspace: 0, seconds: 0 } }) as Step;
-      const pick = (pass: Pass) =>
-        engine.kernels.filter((k) => k.pass === pass && named(k.name) && k.refuse(problem, engine.caps) === null);
-      const first = pick('forward')[0];
-      await (await engine.prepare(problem, stepOf('forward', first.name, first.configs(problem, engine.caps)[0]))).run(
-        problem,
-        operands,
-      );
+  const bench = new Bench(engine);
+  const clocks = [smi()];
+  const ceilings: { copy: number; matmul: number }[] = [];
+  const peers = withPeers ? new Peers() : null;
+  // FlexAttention compiles for half a minute a case: each in a process of its own, all before anything is timed.
+  const flex = new Map<string, Peers>();
+  if (peers !== null && wants('mods'))
+    for (const { flex: name } of MODS) if (name !== null) flex.set(name, new Peers());
+  const shape = { q: [1, 16, N_MODS, 128], k: [1, 16, N_MODS, 128], reps: 1 } as const;
+  const about = peers === null ? {} : await peers.ask({ do: 'hello' });
+  await Promise.all(
+    [...flex].map(async ([name, own]) => {
       for (const pass of passes)
-        for (const kernel of flag('tune') ? pick(pass) : [cheapest(pick(pass), problem, engine)[0]]) {
-          const configs = kernel.configs(problem, engine.caps);
-          for (const config of flag('tune') ? configs : [cheapest([kernel], problem, engine)[1]]) {
-            try {
-              const program = await engine.prepare(problem, stepOf(pass, kernel.name, config));
-              const ms = await time(() => program.run(problem, operands), shape.Sq * shape.Sk > 2 ** 27 ? 7 : 15);
-              const { B, Hq, Hkv = Hq, Sq, Sk, D } = shape;
-              const flops = 4 * B * Hq * Sq * Sk * D * fraction * (pass === 'forward' ? 1 : 2.5);
-              const bytes = (2 * B * Hkv * Sk * D + 2 * B * Hq * Sq * D) * (problem.dtype === 'f32' ? 4 : 2);
-              rows.push({
-                name,
-                pass,
-                kernel: kernel.name,
-                config,
-                ms,
-                tflops: flops / ms / 1e9,
-                tbs: bytes / ms / 1e9,
-              });
-              const note = flag('tune') ? ` ${JSON.stringify(config)}` : '';
-              console.log(
-                `${name} ${pass} ${kernel.name} ${ms.toFixed(3)} ms ${(flops / ms / 1e9).toFixed(0)} TFLOP/s ${(bytes / ms / 1e9).toFixed(2)} TB/s${note}`,
-              );
-            } catch (error) {
-              console.log(`${name} ${pass} ${kernel.name} ${JSON.stringify(config)} ${String(error)}`);
-            }
-          }
-        }
-    } finally {
-      dispose();
-    }
+        await own
+          .ask({ do: 'flex', case: name, pass, ...shape }, 150)
+          .catch((e) => say(`flex ${name} ${pass}: ${e.message}`));
+      say(`flex ${name} compiled`);
+    }),
+  );
+  const ceiling = async (): Promise<void> => {
+    if (peers === null) return;
+    const [copy, matmul] = [await peers.ask({ do: 'copy', reps: 5 }), await peers.ask({ do: 'matmul', reps: 9 })];
+    const rates = {
+      copy: Number(copy.bytes) / median(copy.ms) / 1e9,
+      matmul: Number(matmul.flops) / median(matmul.ms) / 1e9,
+    };
+    ceilings.push(rates);
+    say(`copy ${rates.copy.toFixed(2)} TB/s, matmul ${rates.matmul.toFixed(0)} TFLOP/s; ${smi()}`);
+  };
+  await ceiling();
+  let host: GpuResults['host'] = null;
+  const save = (): void => {
+    const { name, driver } = engine.device.info;
+    const results: GpuResults = {
+      format: 'tilewise-gpu-1',
+      device: name,
+      driver:
+        `${existsSync('/proc/driver/nvidia/version') ? (/Module\D+([\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? '') : ''} (CUDA ${driver})`.trim(),
+      date: new Date().toISOString(),
+      commit: process.env.COMMIT ?? commit(),
+      peers: about,
+      clocks,
+      ceilings,
+      host,
+      rows: bench.rows,
+    };
+    writeFileSync(
+      out,
+      `${JSON.stringify(results, (_, x) => (typeof x === 'number' ? Number(x.toPrecision(5)) : x))}\n`,
+    );
   };
 
-  const passes: Pass[] = (['forward', 'backward'] as const).filter(flag);
-  if (passes.length > 0 && !flag('mods'))
+  const PORTABLE = new Set([512, 2048, 8192]);
+  if (wants('grid'))
     for (const D of list('d', [64, 128, 256]))
       for (const masked of [false, true])
         for (const N of list('n', [512, 1024, 2048, 4096, 8192, 16384])) {
-          const shape = { B: 16384 / N, Hq: 2048 / D, Sq: N, Sk: N, D, mask: masked ? causal() : undefined };
-          await measure(`d${D} ${masked ? 'causal' : 'full'} n${N}`, shape, passes, masked ? 0.5 : 1);
+          await bench.cell({
+            group: 'grid',
+            name: `d${D} ${masked ? 'causal' : 'full'} n${N}`,
+            shape: { B: 16384 / N, Hq: 2048 / D, Sq: N, Sk: N, D, mask: masked ? causal() : undefined },
+            passes,
+            fraction: masked ? 0.5 : 1,
+            portable: wants('portable') && PORTABLE.has(N),
+            peers:
+              peers === null
+                ? []
+                : (['fa2', 'cudnn'] as const).map((be) => ({
+                    who: be,
+                    from: peers,
+                    ask: { do: 'sdpa', be, causal: masked },
+                  })),
+          });
+          save();
         }
-  if (flag('mods')) {
-    const N = 16384;
-    const slopes = tensor(
-      Float32Array.from({ length: 16 }, (_, i) => 2 ** (-(i + 1) / 2)),
-      [16],
-    );
-    const ids = tensor(
-      Int32Array.from({ length: N }, (_, i) => Math.floor(i / 1500)),
-      [1, N],
-    );
-    const cases: readonly (readonly [string, Mask | undefined, Mod | undefined])[] = [
-      ['plain', undefined, undefined],
-      ['causal', causal(), undefined],
-      ['alibi-causal', causal(), alibi(slopes)],
-      ['window1024', and(causal(), slidingWindow(1023)), undefined],
-      ['doc-causal', and(causal(), documents(ids)), undefined],
-      ['softcap', undefined, softcap(20)],
-    ];
-    for (const [name, mask, mod] of cases) {
-      const shape = { B: 1, Hq: 16, Sq: N, Sk: N, D: 128, mask, mod };
-      const fraction = countPairs(problemOf(shape)).pairs / (16 * N * N);
-      await measure(name, shape, passes, fraction);
+  clocks.push(smi());
+  if (wants('mods'))
+    for (const { name, mask, mod, dropout, flex: own, bare } of MODS) {
+      const sizes = { B: 1, Hq: 16, Sq: N_MODS, Sk: N_MODS, D: 128 };
+      const one = { ...sizes, mask, mod, dropout };
+      const from = own === null ? undefined : flex.get(own);
+      await bench.cell({
+        group: 'mods',
+        name,
+        shape: one,
+        passes,
+        fraction: countPairs(problemOf(one)).pairs / (16 * N_MODS * N_MODS),
+        ...(bare && { baseline: { ...sizes, ...bare } }),
+        peers: [
+          ...(from === undefined || own === null
+            ? []
+            : [{ who: 'flex', from, ask: { do: 'flex', case: own } as const }]),
+          ...(dropout === undefined || peers === null
+            ? []
+            : [
+                {
+                  who: 'fa2',
+                  from: peers,
+                  ask: { do: 'sdpa', be: 'fa2', p: dropout, causal: mask !== undefined } as const,
+                },
+              ]),
+        ],
+      });
+      save();
     }
-  }
-  if (flag('f32'))
-    for (const N of [2048, 8192])
-      await measure(`f32 d64 n${N}`, { B: 16384 / N, Hq: 16, Sq: N, Sk: N, D: 64, dtype: 'f32' }, ['forward'], 1);
-  if (flag('decode'))
+  for (const own of flex.values()) own.close();
+  if (wants('decode'))
     for (const [B, N] of [
       [1, 65536],
       [16, 8192],
       [16, 32768],
       [64, 8192],
     ])
-      for (const pageSize of flag('tune') ? [undefined] : [undefined, 16]) {
-        const shape = { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128, ...(pageSize && { pageSize }) };
-        await measure(`decode b${B} n${N}${pageSize ? ` pages of ${pageSize}` : ''}`, shape, ['forward'], 1);
-      }
-  if (flag('host')) {
-    const problem = problemOf({ B: 1, Hq: 8, Sq: 128, Sk: 128, D: 64 });
-    const { operands, dispose } = operandsOf(engine, problem);
-    const kernel = engine.kernels[0];
-    const config = kernel.configs(problem, engine.caps)[0];
-    const step = {
-      pass: 'forward',
-      kernel: kernel.name,
-      config,
-      cost: kernel.cost(problem, config, engine.caps),
-    } as const;
-    const prepare: number[] = [];
-    const run: number[] = [];
-    for (let i = 0; i < 2000; i++) {
-      const before = performance.now();
-      const program = await engine.prepare(problem, step);
-      const middle = performance.now();
-      await program.run(problem, operands);
-      const after = performance.now();
-      prepare.push((middle - before) * 1e3);
-      run.push((after - middle) * 1e3);
-      if (i % 100 === 0) await engine.synchronize();
-    }
-    const median = (times: number[]): string => times.sort((a, b) => a - b)[times.length >> 1].toFixed(1);
-    console.log(`host: prepare ${median(prepare)} us, run ${median(run)} us`);
-    await engine.synchronize();
-    dispose();
-  }
-  const { name, driver } = engine.device.info;
-  writeFileSync(out, JSON.stringify({ device: name, driver, rows }, null, 1));
+      for (const pageSize of [undefined, 16])
+        await bench.cell({
+          group: 'decode',
+          name: `decode b${B} n${N}${pageSize ? ` pages of ${pageSize}` : ''}`,
+          shape: { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128, pageSize },
+          passes: ['forward'],
+          fraction: 1,
+          peers:
+            peers === null || pageSize !== undefined
+              ? []
+              : (['cudnn', 'fa2'] as const).map((be) => ({ who: be, from: peers, ask: { do: 'sdpa', be } })),
+        });
+  if (wants('f32'))
+    for (const N of [2048, 8192])
+      await bench.cell({
+        group: 'f32',
+        name: `f32 d64 n${N}`,
+        shape: { B: 16384 / N, Hq: 16, Sq: N, Sk: N, D: 64, dtype: 'f32' },
+        passes: ['forward'],
+        fraction: 1,
+        peers:
+          peers === null
+            ? []
+            : (['math', 'efficient'] as const).map((be) => ({
+                who: be,
+                from: peers,
+                ask: { do: 'sdpa', be, dtype: 'f32' },
+              })),
+      });
+  if (wants('host')) host = await overhead(engine);
+  await ceiling();
+  clocks.push(smi());
+  save();
+  peers?.close();
   await engine.close();
+}
+
+/** Microseconds of the host for one call: finding the compiled program, and queueing it. */
+async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: number }> {
+  const problem = problemOf({ B: 1, Hq: 8, Sq: 128, Sk: 128, D: 64 });
+  const { plan } = planOn(problem, engine);
+  if (plan === null) throw new Error('no kernel serves this');
+  const { operands, dispose } = operandsOf(engine, new Noise(engine), problem);
+  const [prepare, run]: [number[], number[]] = [[], []];
+  for (let i = 0; i < 2000; i++) {
+    const before = performance.now();
+    const program = await engine.prepare(problem, plan.forward);
+    const middle = performance.now();
+    await program.run(problem, operands);
+    prepare.push((middle - before) * 1e3);
+    run.push((performance.now() - middle) * 1e3);
+    if (i % 100 === 0) await engine.synchronize();
+  }
+  await engine.synchronize();
+  dispose();
+  const found = { prepare: median(prepare), run: median(run) };
+  say(`host: prepare ${found.prepare.toFixed(1)} us, run ${found.run.toFixed(1)} us`);
+  return found;
 }
 
 await main();

@@ -166,7 +166,8 @@ export function standardCost(
 }
 
 /**
- * Bytes between slow memory and the kernels of tiled attention, by the blocks the mask leaves. Forward: q, out and lse
+ * Bytes between the kernels of tiled attention and what they load blocks from (slow memory, or a cache in front of it: see
+ * `cachedBytes`), by the blocks the mask leaves. Forward: q, out and lse
  * once, and k and v once for every visited block of a query row. Backward: the same visits once by query rows (for dq)
  * and once by key rows (for dk and dv, reading q, dOut, lse and delta blocks), after delta from out and dOut.
  */
@@ -182,6 +183,36 @@ export function tiledBytes(problem: Problem, pass: 'forward' | 'backward', block
   const byKey = visits(problem, 'kv', blockQ, blockK) * queryBlock;
   const delta = 2 * out + lse;
   return delta + (2 * q + out + 2 * lse + byQuery) + (2 * k + 2 * v + byKey);
+}
+
+/** A cache that all workers share, and how many tiles are worked on at a time. */
+export interface SharedCache {
+  readonly bytes: number;
+  readonly tiles: number;
+}
+
+/**
+ * Bytes between slow memory and such a cache, for the same kernels. Tiles of one head that are worked on together walk the same
+ * blocks at about the same time, so what a head streams is read once for each wave of its tiles, and once in all when it
+ * fits the cache; what the tiles themselves hold is read and written once.
+ */
+export function cachedBytes(
+  problem: Problem,
+  pass: 'forward' | 'backward',
+  blockQ: number,
+  blockK: number,
+  cache: SharedCache,
+): number {
+  const { B, Hq, Hkv, Sq, Sk } = problem;
+  const { q, k, v, out, lse } = operandBytes(problem);
+  const times = (streamed: number, heads: number, tiles: number, sharers: number): number =>
+    streamed / Math.max(B * heads, 1) <= cache.bytes ? 1 : sharers * Math.max(1, Math.ceil(tiles / cache.tiles));
+  const group = Hkv === 0 ? 1 : Hq / Hkv;
+  const keys = (k + v) * times(k + v, Hkv, Math.ceil(Sq / blockQ), group);
+  if (pass === 'forward') return q + out + lse + keys;
+  const rows = q + out + 2 * lse;
+  const queries = rows * times(rows, Hkv, Math.ceil(Sk / blockK), 1);
+  return 2 * out + lse + (2 * q + out + 2 * lse + keys) + (2 * k + 2 * v + queries);
 }
 
 /** Blocks visited over all batches and heads. */

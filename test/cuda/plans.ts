@@ -19,6 +19,7 @@ export const CAPS: CudaCaps = {
   capability: 90,
   multiprocessors: 132,
   sharedPerBlock: 232448,
+  l2Bytes: 60 * 2 ** 20,
 };
 
 export interface NamedPlan {

@@ -6,7 +6,7 @@ import { eq, mod } from '../../src/mods/build.ts';
 import { compileEvaluator } from '../../src/mods/evaluate.ts';
 import type { Bool } from '../../src/mods/expr.ts';
 import { and, causal, documents, maskOf, slidingWindow } from '../../src/mods/library.ts';
-import { countPairs, flopsOf, standardCost, tiledBytes } from '../../src/problem/cost.ts';
+import { cachedBytes, countPairs, flopsOf, standardCost, tiledBytes } from '../../src/problem/cost.ts';
 import { planId, problemId } from '../../src/problem/id.ts';
 import type { Problem } from '../../src/problem/problem.ts';
 import { lengthsOf } from '../../src/problem/ranges.ts';
@@ -111,4 +111,20 @@ test('ids name what was asked', () => {
     kv: { kind: 'paged', pageSize: 16, maxPages: 1, table: new Int32Array(1) },
   });
   assert.equal(problemId(paged), 'f32:b1.hq1.hkv1.sq8.sk8.d64:paged');
+});
+
+test('a cache in front of slow memory: once when it fits, else once for each wave of tiles', () => {
+  const problem = problemOf({ B: 2, H: 4, Sq: 1024, Sk: 1024, D: 64 }, null, { Hkv: 2 });
+  const rows = 2 * 4 * 1024 * 64 * 4;
+  const lse = 2 * 4 * 1024 * 4;
+  const fixed = 2 * rows + lse;
+  const fits = { bytes: 1024 * 2 * 64 * 4, tiles: 4 };
+  assert.equal(cachedBytes(problem, 'forward', 128, 64, fits), fixed + rows);
+  const small = { bytes: fits.bytes - 1, tiles: 4 };
+  // Eight tiles a head are two waves, of each of the two heads that share keys.
+  assert.equal(cachedBytes(problem, 'forward', 128, 64, small), fixed + rows * 2 * 2);
+  assert.equal(cachedBytes(problem, 'forward', 128, 64, { ...small, tiles: 8 }), fixed + rows * 2);
+  const most = tiledBytes(problem, 'backward', 128, 128);
+  assert.ok(cachedBytes(problem, 'backward', 128, 128, small) < most);
+  assert.ok(cachedBytes(problem, 'backward', 128, 128, fits) < cachedBytes(problem, 'backward', 128, 128, small));
 });

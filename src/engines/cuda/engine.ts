@@ -211,5 +211,6 @@ function capsOf(device: Device): CudaCaps {
     capability: info.capability,
     multiprocessors: info.multiprocessors,
     sharedPerBlock: info.sharedPerBlock,
+    l2Bytes: info.l2Bytes,
   };
 }

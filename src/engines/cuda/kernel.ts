@@ -1,5 +1,6 @@
 /** What this engine's kernels are: the contract's kernels, on CUDA devices, each with the launches that serve one pass. */
 import type { Caps, Config, Kernel } from '../../engine/contract.ts';
+import type { SharedCache } from '../../problem/cost.ts';
 import type { Problem } from '../../problem/problem.ts';
 import type { Launch } from './driver/launch.ts';
 import type { Stream } from './driver/stream.ts';
@@ -12,7 +13,14 @@ export interface CudaCaps extends Caps {
   readonly multiprocessors: number;
   /** Bytes of shared memory one block may use. */
   readonly sharedPerBlock: number;
+  readonly l2Bytes: number;
 }
+
+/** The L2 cache, as far as costs go. */
+export const l2Of = ({ l2Bytes, multiprocessors }: CudaCaps): SharedCache => ({
+  bytes: l2Bytes,
+  tiles: multiprocessors,
+});
 
 /** One run: where everything is, and the stream to queue on. */
 export interface RunContext<C extends Config = Config> {

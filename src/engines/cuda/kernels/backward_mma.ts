@@ -13,11 +13,11 @@
 import { ceilDiv } from '../../../core/math.ts';
 import { sizeOf, type TensorLike } from '../../../core/tensor.ts';
 import { derive } from '../../../mods/derive.ts';
-import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import { cachedBytes, flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
-import type { CudaKernel, RunContext } from '../kernel.ts';
+import { type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import type { KernelText } from '../ptx/assembler.ts';
 import { emitKeys, type KeyOutputs, keysSharedBytes } from './backward_keys.ts';
 import { emitQueries, queriesSharedBytes } from './backward_queries.ts';
@@ -174,10 +174,11 @@ export const backwardMma: CudaKernel<BackwardConfig> = {
   },
   cost(problem, c, caps) {
     const flops = flopsOf(problem, 'backward');
-    const bytes = tiledBytes(problem, 'backward', c.queriesQ, c.keysK);
+    const tiled = tiledBytes(problem, 'backward', c.queriesQ, c.keysK);
+    const bytes = cachedBytes(problem, 'backward', c.queriesQ, c.keysK, l2Of(caps));
     const rate = (problem.dtype === 'f32' ? caps.flops / 8 : caps.flops) * (5 / (c.together ? 7 : 8));
     const workspace = 2 * lseBytes(problem);
-    return { flops, bytes, workspace, seconds: Math.max(flops / rate, bytes / caps.bandwidth) };
+    return { flops, bytes, workspace, seconds: Math.max(flops / rate, tiled / caps.bandwidth) };
   },
   kernels: programs,
   emit: (problem, c) => programs(problem, c).map(({ name, text }) => ({ name, text })),

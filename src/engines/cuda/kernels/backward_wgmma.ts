@@ -10,11 +10,11 @@
  */
 import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
-import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import { cachedBytes, flopsOf } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
-import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
+import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import type { KernelText } from '../ptx/assembler.ts';
 import { lseBytes } from './backward_mma.ts';
 import { emitPart } from './backward_wgmma_part.ts';
@@ -111,12 +111,11 @@ function costOf(problem: Problem, c: HopperBackwardConfig, caps: CudaCaps): Cost
   const { Sq, Sk } = problem;
   const rows = c.groups * 64;
   const flops = flopsOf(problem, 'backward');
-  const bytes = tiledBytes(problem, 'backward', rows, rows);
+  const bytes = cachedBytes(problem, 'backward', rows, rows, l2Of(caps));
   const padded = (alignTo(Sq, rows) * alignTo(Sk, rows)) / Math.max(Sq * Sk, 1);
   const work = flops * padded * (c.together ? 7 / 5 : 8 / 5);
   // These instructions sustain about 1.6 times the rate of mma.sync, which `caps.flops` states.
-  const once = tiledBytes(problem, 'backward', Math.max(Sq, 1), Math.max(Sk, 1));
-  const seconds = Math.max(work / (caps.flops * 1.6), once / caps.bandwidth);
+  const seconds = Math.max(work / (caps.flops * 1.6), bytes / caps.bandwidth);
   return { flops, bytes, workspace: 2 * lseBytes(problem), seconds };
 }
 

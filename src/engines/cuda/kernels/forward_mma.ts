@@ -8,10 +8,10 @@
  */
 import { ceilDiv, LOG2E } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
-import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import { cachedBytes, flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
-import type { CudaCaps, CudaKernel } from '../kernel.ts';
+import { type CudaCaps, type CudaKernel, l2Of } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
@@ -112,11 +112,12 @@ function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps
   // Whole blocks are worked on, however much of them is masked or past the end.
   const keys = visitedBlocks(problem, 'q', blockQ, blockK) * (blockK + BLOCK_KEYS);
   const work = keys * blockQ * 2 * (padD + padDv);
-  const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
+  const tiled = tiledBytes(problem, 'forward', blockQ, blockK);
   const blocks = Math.max(ceilDiv(Sq, blockQ) * B * Hq, 1);
   const slots = caps.multiprocessors * perSm;
   const filled = Math.min(1, blocks / slots);
-  const seconds = Math.max(work / rate / filled, bytes / caps.bandwidth) + ceilDiv(blocks, slots) * BLOCK_SECONDS;
+  const seconds = Math.max(work / rate / filled, tiled / caps.bandwidth) + ceilDiv(blocks, slots) * BLOCK_SECONDS;
+  const bytes = cachedBytes(problem, 'forward', blockQ, blockK, l2Of(caps));
   return { flops: flopsOf(problem, 'forward'), bytes, workspace: 0, seconds };
 }
 

@@ -8,13 +8,13 @@
  */
 import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
-import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import { cachedBytes, flopsOf } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
 import type { Driver } from '../driver/api.ts';
 import type { Launch } from '../driver/launch.ts';
 import { encodeTensorMap } from '../driver/tensormap.ts';
-import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
+import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
@@ -114,15 +114,14 @@ function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): 
   const { groups, blockK } = config;
   const blockQ = groups * 64;
   const flops = flopsOf(problem, 'forward');
-  const bytes = tiledBytes(problem, 'forward', blockQ, blockK);
+  // What tiles read again comes from the L2 cache.
+  const bytes = cachedBytes(problem, 'forward', blockQ, blockK, l2Of(caps));
   const rate = candidates(panelSpec(problem)).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
   // Rows of padding are worked on too, and masks end inside of blocks.
   const padded = (alignTo(Sq, blockQ) * alignTo(Sk, blockK)) / Math.max(Sq * Sk, 1);
   const ragged = problem.mask === null ? 1 : 1 + (blockQ + blockK) / Math.max(Sk, 1);
   const work = (flops * padded * ragged) / rate;
-  // What tiles read again comes from the L2 cache.
-  const once = tiledBytes(problem, 'forward', Math.max(Sq, 1), Math.max(Sk, 1));
-  const seconds = Math.max(work / (caps.flops * RATE), once / caps.bandwidth);
+  const seconds = Math.max(work / (caps.flops * RATE), bytes / caps.bandwidth);
   return { flops, bytes, workspace: 0, seconds };
 }
 
