@@ -60,6 +60,26 @@ const shapeOf = ([B, H, N, D, masked]: Case) => ({
   grads: true,
 });
 
+/** What the file holds. */
+export interface BytesResults {
+  readonly device: string;
+  readonly driver: string;
+  readonly date: string;
+  readonly model: readonly {
+    readonly name: string;
+    readonly passes: readonly { readonly pass: Pass; readonly bytes?: number }[];
+  }[];
+  readonly bytes: readonly Moved[];
+  readonly memory: readonly {
+    readonly N: number;
+    readonly who?: string;
+    readonly operands?: number;
+    readonly beyond?: number;
+    readonly predicted?: number;
+    readonly standard?: number;
+  }[];
+}
+
 /** One launch of a kernel, by the order of launches. */
 interface Launched {
   readonly name: string;

@@ -1,5 +1,5 @@
 /**
- * Writes measured tables into the documents, between <!-- results:NAME --> and <!-- /results:NAME -->, from the newest
+ * Writes pictures, and measured tables into the documents, between <!-- results:NAME --> and <!-- /results:NAME -->, from the newest
  * result file of bench/results that has the rows (never from a --quick one).
  *
  *     node tools/results.ts [--check] [FILES, default README.md]
@@ -8,6 +8,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ResultFile } from '../bench/cpu.ts';
 import type { Row } from '../bench/harness.ts';
+import { plotGpu } from './plot_gpu.ts';
 import { GPU_TABLES } from './results_gpu.ts';
 
 const ROOM = 'bench/results';
@@ -204,5 +205,14 @@ for (const path of documents.length > 0 ? documents : ['README.md']) {
   stale++;
   if (words.includes('--check')) console.error(`${path}: tables differ from ${ROOM}; run node tools/results.ts`);
   else writeFileSync(path, after);
+}
+/** Pictures by the file they are drawn into. */
+const PICTURES: Readonly<Record<string, () => string>> = { 'docs/cuda-h200.svg': plotGpu };
+for (const [path, draw] of Object.entries(PICTURES)) {
+  const svg = draw();
+  if (existsSync(path) && readFileSync(path, 'utf8') === svg) continue;
+  stale++;
+  if (words.includes('--check')) console.error(`${path}: differs from ${ROOM}; run node tools/results.ts`);
+  else writeFileSync(path, svg);
 }
 if (stale > 0 && words.includes('--check')) process.exit(1);

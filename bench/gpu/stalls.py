@@ -74,7 +74,8 @@ for r in range(context.num_ranges()):
         known = set(pcs)
         if pcs:
             step = 16
-            for pc in range(pcs[0], pcs[-1] + step, step):
+            near = range(pcs[0], pcs[-1] + step, step) if pcs[-1] - pcs[0] < 2**22 else pcs
+            for pc in near:
                 try:
                     sass = action.sass_by_pc(pc)
                 except Exception:
