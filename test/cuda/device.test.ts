@@ -220,6 +220,27 @@ test('tensors disposed and engines closed with work in flight', { skip }, async 
   assert.throws(() => engine.allocate('f32', [1]), DisposedError);
 });
 
+test('uploads queue behind work, and their arrays may be reused at once', { skip }, async (t) => {
+  const engine = await opened(t);
+  const shape = [1, 16, 16384, 128];
+  const q = engine.upload(noise(7, shape));
+  const n = 40 * 2 ** 20;
+  const data = Float32Array.from({ length: n }, (_, i) => i);
+  await attention(q, q, q, {}).then(({ out }) => out.dispose());
+  await engine.synchronize();
+  for (let i = 0; i < 10; i++) (await attention(q, q, q, {})).out.dispose();
+  const start = performance.now();
+  const x = engine.upload(tensor(data, [n]));
+  const took = performance.now() - start;
+  data.fill(-1);
+  await engine.synchronize();
+  t.diagnostic(
+    `upload of ${n * 4} bytes: ${took.toFixed(1)} ms; work before it done after ${(performance.now() - start).toFixed(1)} ms`,
+  );
+  const back = (await x.read()).data;
+  for (let i = 0; i < n; i += 4099) assert.equal(back[i], i);
+});
+
 test('work that a fault ended rejects by name where it is waited for, and the engine still closes', {
   skip,
 }, async () => {

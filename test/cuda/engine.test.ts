@@ -41,6 +41,10 @@ function operandsOf(engine: CudaEngine): Operands {
 test('probe names the GPU or says why there is none', async () => {
   const found = await probe({ driver: fakeDriver({ capability: 90 }).driver });
   assert.ok(found.available && /Fake GPU, compute capability 9, driver for CUDA 13.0/.test(found.detail));
+  await assert.rejects(
+    open({ driver: fakeDriver({ devices: 2, contextDevice: 1 }).driver, context: 4096 }),
+    /the context is one of device 1, not of device 0/,
+  );
   const none = await probe({ driver: fakeDriver({ devices: 0 }).driver });
   assert.ok(!none.available && /no device 0/.test(none.reason));
   const old = await probe({ driver: fakeDriver({ capability: 75 }).driver });
@@ -173,6 +177,31 @@ test('a read gives what the tensor held when it was asked for, whatever happens 
   const first = (await reading).data as Float32Array;
   assert.ok(first[0] === 1 && first[n >> 1] === 1 && first[n - 1] === 1);
   assert.equal(((await y.read()).data as Float32Array)[n - 1], 2);
+});
+
+test('an upload does not wait for the device, and its array may be reused at once', async (t) => {
+  const { engine, fake } = await opened(t);
+  const n = 10 * 2 ** 20;
+  const x = engine.allocate('f32', [n]);
+  const small = engine.allocate('f32', [4]);
+  const [data, little] = [new Float32Array(n).fill(1), Float32Array.of(1, 2, 3, 4)];
+  fake.busy = true;
+  engine.write(x, tensor(data, [n]));
+  engine.write(small, tensor(little, [4]));
+  data.fill(2);
+  little.fill(2);
+  engine.write(x, tensor(data, [n]));
+  data.fill(3);
+  assert.equal(fake.waits(), 0);
+  // What is on its way at a time is bounded.
+  for (let i = 0; i < 6; i++) engine.write(x, tensor(data, [n]));
+  assert.ok(fake.waits() > 0);
+  fake.busy = false;
+  assert.deepEqual((await small.read()).data, Float32Array.of(1, 2, 3, 4));
+  const [first] = (await x.read()).data;
+  assert.equal(first, 3);
+  const pinned = [...fake.pinned.values()].reduce((sum, bytes) => sum + bytes, 0);
+  assert.ok(pinned <= 512 * 2 ** 20, `${pinned} bytes`);
 });
 
 test('close waits for work and reads in flight; what comes later is refused', async (t) => {

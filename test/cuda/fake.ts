@@ -1,6 +1,7 @@
 /**
- * A CUDA driver without a GPU: device memory is host memory behind made-up addresses, kernels are recorded and not run,
- * copies happen at once. Every call is written down.
+ * A CUDA driver without a GPU: device memory is host memory behind made-up addresses, kernels are recorded and not run.
+ * Copies happen in order: at once, or when a device that is busy gets to them. A copy between ordinary host memory and the
+ * device waits for it. Every call is written down.
  */
 import type { Driver } from '../../src/engines/cuda/driver/api.ts';
 
@@ -10,6 +11,8 @@ export interface FakeOptions {
   readonly capability?: number;
   /** Bytes of device memory. */
   readonly memory?: number;
+  /** Which device the context belongs to. */
+  readonly contextDevice?: number;
   /** What the compiler says to a text; null when it compiles. */
   readonly compiler?: (ptx: string) => string | null;
 }
@@ -35,14 +38,16 @@ export interface Fake {
   readonly liveModules: Set<number>;
   /** Bytes of live page-locked memory. */
   readonly pinned: Map<number, number>;
-  /** Events that are asked about are not there yet: work is in flight until this is false. */
+  /** Whether the device has not got to what is queued: copies wait, and events say so. */
   busy: boolean;
+  /** How often the host had to wait for a busy device. */
+  readonly waits: () => number;
 }
 
 const ATTRIBUTES: Readonly<Record<number, number>> = { 16: 132, 13: 1_980_000, 36: 3_201_000, 37: 6144, 38: 60 << 20 };
 
 export function fakeDriver(options: FakeOptions = {}): Fake {
-  const { devices = 1, capability = 80, memory = 2 ** 30, compiler = () => null } = options;
+  const { devices = 1, capability = 80, memory = 2 ** 30, contextDevice = 0, compiler = () => null } = options;
   const calls: string[] = [];
   const launches: FakeLaunch[] = [];
   const allocations = new Map<number, Uint8Array>();
@@ -53,6 +58,10 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
   const addresses = new WeakMap<object, number>();
   const kernelNames = new Map<number, string>();
   const logs: { log: number } = { log: 0 };
+  const isIn = (map: ReadonlyMap<number, { byteLength: number }>, address: number): boolean =>
+    [...map].some(([start, { byteLength }]) => address >= start && address < start + byteLength);
+  const pinnedViews = (): ReadonlyMap<number, { byteLength: number }> =>
+    new Map([...pinned].map(([start, byteLength]) => [start, { byteLength }]));
   let next = 0x7f00_0000_0000;
   const handle = (): number => (next += 4096);
   const used = (): number => [...allocations.values()].reduce((n, a) => n + a.length, 0);
@@ -66,8 +75,30 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
         return new Uint8Array(view.buffer, view.byteOffset, view.byteLength).subarray(address - start);
     throw new Error(`no memory at ${address}`);
   };
+  const queue: (() => void)[] = [];
+  let [busy, waits] = [false, 0];
+  const drain = (): void => {
+    for (const work of queue.splice(0)) work();
+  };
+  const queued = (work: () => void): number => {
+    if (busy) queue.push(work);
+    else work();
+    return 0;
+  };
   const copy = (target: number, source: number, bytes: number): number => {
-    bytesAt(target).set(bytesAt(source).subarray(0, bytes));
+    const work = (): void => bytesAt(target).set(bytesAt(source).subarray(0, bytes));
+    const ordinary = [target, source].some((a) => isIn(host, a) && !isIn(pinnedViews(), a));
+    if (!ordinary) return queued(work);
+    // Little of it travels with the command.
+    if (busy && bytes > 65536) {
+      waits++;
+      drain();
+    }
+    if (!busy || bytes > 65536) work();
+    else {
+      const taken = bytesAt(source).slice(0, bytes);
+      queue.push(() => bytesAt(target).set(taken));
+    }
     return 0;
   };
   const allocate = (out: BigUint64Array, bytes: number): number => {
@@ -114,7 +145,7 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
     cuDevicePrimaryCtxRetain: created,
     cuDevicePrimaryCtxRelease_v2: () => 0,
     cuCtxSetCurrent: () => 0,
-    cuCtxGetDevice: () => 0,
+    cuCtxGetDevice: (device) => put(device, contextDevice),
     cuMemGetInfo_v2(free, total) {
       free[0] = BigInt(memory - used());
       total[0] = BigInt(memory);
@@ -139,17 +170,12 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
     cuMemcpyHtoDAsync_v2: copy,
     cuMemcpyDtoHAsync_v2: copy,
     cuMemcpyDtoDAsync_v2: copy,
-    cuMemsetD8Async(target, value, bytes) {
-      bytesAt(target).fill(value, 0, bytes);
-      return 0;
-    },
+    cuMemsetD8Async: (target, value, bytes) => queued(() => void bytesAt(target).fill(value, 0, bytes)),
     cuMemsetD32Async: () => 0,
     cuPointerGetAttribute(value, attribute, address) {
-      const inside = (map: ReadonlyMap<number, ArrayBufferView>): boolean =>
-        [...map].some(([start, { byteLength }]) => address >= start && address < start + byteLength);
       const foreign = address % 2 ** 33 === 0;
-      if (!foreign && !inside(allocations) && !inside(host)) return 1;
-      if (attribute === 2) return put(value, inside(host) ? 1n : 2n);
+      if (!foreign && !isIn(allocations, address) && !isIn(host, address)) return 1;
+      if (attribute === 2) return put(value, isIn(host, address) ? 1n : 2n);
       return put(value, foreign ? 1n : 0n);
     },
     cuStreamCreate: created,
@@ -158,7 +184,7 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
     cuStreamWaitEvent: () => 0,
     cuEventCreate: created,
     cuEventRecord: () => 0,
-    cuEventQuery: () => (fake.busy ? 600 : 0),
+    cuEventQuery: () => (busy ? 600 : 0),
     cuEventSynchronize: () => 0,
     cuEventElapsedTime: (ms) => put(ms, 1),
     cuEventDestroy_v2: () => 0,
@@ -241,7 +267,14 @@ export function fakeDriver(options: FakeOptions = {}): Fake {
   );
   const fake: Fake = {
     ...{ driver: recorded as unknown as Driver, calls, launches, allocations, failures, liveModules, pinned },
-    busy: false,
+    waits: () => waits,
+    get busy() {
+      return busy;
+    },
+    set busy(now) {
+      busy = now;
+      if (!busy) drain();
+    },
   };
   return fake;
 }

@@ -39,6 +39,10 @@ export class Device {
       this.context = Number(handle[0]);
     } else this.context = context;
     this.use();
+    const current = new Int32Array(1);
+    this.check('cuCtxGetDevice', driver.cuCtxGetDevice(current));
+    if (current[0] !== this.device)
+      throw new DeviceError('cuda', `the context is one of device ${current[0]}, not of device ${ordinal}`);
     this.info = this.describe(ordinal);
   }
 
