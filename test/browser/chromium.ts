@@ -24,7 +24,8 @@ const FLAGS = [
   '--disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension',
 ];
 
-const executable =
+/** The browser's program, or a script that starts it. */
+export const executable: string | undefined =
   process.env.CHROMIUM ||
   (process.env.PATH ?? '')
     .split(delimiter)

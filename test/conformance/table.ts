@@ -17,23 +17,42 @@ export interface TableOptions {
   readonly unless?: (engine: Engine) => string | null;
   /** Only the quick subset. */
   readonly quick?: boolean;
+  /** One case in so many, by turns: see `TURN`. 1, the default, is all of them. */
+  readonly every?: number | undefined;
+  /** What the size of the device's subgroups must be, 0 for none. */
+  readonly lanes?: number;
 }
 
-/** What runs on a software GPU by default. */
-const ON_SOFTWARE = ['gradients/none'];
+/**
+ * Where a table takes minutes a run does one case in n, a day's run the cases after those of the day before, so that n days see all of
+ * them; TILEWISE_TURN=<number> repeats a day's, TILEWISE_SOFTWARE_GPU=1 runs everything.
+ */
+export const TURN = Number(process.env.TILEWISE_TURN ?? Math.floor(Date.now() / 86_400_000));
+const WHOLE = process.env.TILEWISE_SOFTWARE_GPU === '1';
 
-/** Why most tests skip an engine: a processor that plays a GPU needs up to minutes to compile the shaders of one case. */
+/** The cases of this turn; the title of what is left out is a skipped test's. */
+export function turnOf(title: string, cases: readonly Case[], every: number): readonly Case[] {
+  if (every <= 1 || WHOLE) return cases;
+  const chosen = cases.filter((_, i) => (i + TURN) % every === 0);
+  const skip = `one in ${every} a day: this is TILEWISE_TURN=${TURN}, and TILEWISE_SOFTWARE_GPU=1 runs all`;
+  test(`${title}: the other ${cases.length - chosen.length} of ${cases.length} cases`, { skip }, () => {});
+  return chosen;
+}
+
+/** Why tests that have not chosen a software device of their own pass one by. */
 export const tooSlow = (engine: Engine): string | null =>
-  'software' in engine.caps && engine.caps.software === true && process.env.TILEWISE_SOFTWARE_GPU !== '1'
-    ? `${engine.caps.device} compiles shaders too slowly; TILEWISE_SOFTWARE_GPU=1 runs it all`
+  'software' in engine.caps && engine.caps.software === true && !WHOLE
+    ? `${engine.caps.device} is no hardware, and compiles slowly; TILEWISE_SOFTWARE_GPU=1 runs it all the same`
     : null;
 
 /** Opens an engine for the tests of a file; where it cannot run, one skipped test says why, and the result is null. */
 async function opened(name: EngineName, what: string, options: object): Promise<Engine | null> {
-  const probe = (await doctor()).find((found) => found.engine === name);
-  if (probe?.available !== true) {
-    test(what, { skip: probe?.reason ?? 'this build does not load the engine' }, () => {});
-    return null;
+  if (!('adapter' in options)) {
+    const probe = (await doctor()).find((found) => found.engine === name);
+    if (probe?.available !== true) {
+      test(what, { skip: probe?.reason ?? 'this build does not load the engine' }, () => {});
+      return null;
+    }
   }
   const engine = await openEngine(name as EngineWord, options);
   test.after(() => engine.close());
@@ -43,21 +62,25 @@ async function opened(name: EngineName, what: string, options: object): Promise<
 /** Runs the conformance table on an engine, a test a case. */
 export async function runTable(
   name: EngineName,
-  { mayRefuse, open = {}, variant, unless, quick }: TableOptions,
+  { mayRefuse, open = {}, variant, unless, quick, every = 0, lanes }: TableOptions,
 ): Promise<void> {
   const title = variant === undefined ? name : `${name}, ${variant}`;
   const engine = await opened(name, `conformance: ${title}`, open);
   if (engine === null) return;
-  const other = unless?.(engine) ?? null;
+  const other = unless?.(engine) ?? (every === 0 ? tooSlow(engine) : null);
   if (other !== null) {
     test(`conformance: ${title}`, { skip: other }, () => {});
     return;
   }
-  const slow = tooSlow(engine);
-  if (slow !== null) test(`conformance: ${title}, the other cases`, { skip: slow }, () => {});
-  const runs = ({ id, quick: inQuick }: Case): boolean =>
-    slow === null ? quick !== true || inQuick : ON_SOFTWARE.some((name) => id.endsWith(`:${name}`));
-  for (const one of CASES.filter(runs))
+  if (lanes !== undefined)
+    test(`${title}: the device is the one that is meant`, () => {
+      assert.equal(engine.caps.features.subgroups, lanes || 'no', engine.caps.device);
+    });
+  for (const one of turnOf(
+    title,
+    CASES.filter((c) => quick !== true || c.quick),
+    every,
+  ))
     test(`${title}: ${one.id}`, async (t) => {
       report(t, one, await runCase(one, engine), mayRefuse);
       assert.equal(engine.bytesInUse, 0, 'the engine holds nothing after a case');
@@ -65,15 +88,22 @@ export async function runTable(
 }
 
 /** Runs the quick cases with every configuration of every kernel that serves them, not only the planner's choice. */
-export async function runConfigurations(name: EngineName): Promise<void> {
-  const engine = await opened(name, `configurations: ${name}`, {});
+export async function runConfigurations(
+  name: EngineName,
+  { open = {}, every = 0 }: Pick<TableOptions, 'open' | 'every'> = {},
+): Promise<void> {
+  const engine = await opened(name, `configurations: ${name}`, open);
   if (engine === null) return;
-  const slow = tooSlow(engine);
+  const slow = every === 0 ? tooSlow(engine) : null;
   if (slow !== null) {
     test(`configurations: ${name}`, { skip: slow }, () => {});
     return;
   }
-  for (const one of CASES.filter((c) => c.quick))
+  for (const one of turnOf(
+    `${name}, every configuration`,
+    CASES.filter((c) => c.quick),
+    every,
+  ))
     test(`${name}, every configuration: ${one.id}`, async (t) => {
       const { problem } = instantiate(one.id, one.spec);
       for (const kernel of engine.kernels) {
@@ -88,7 +118,7 @@ export async function runConfigurations(name: EngineName): Promise<void> {
     });
 }
 
-function report(t: TestContext, one: Case, results: readonly CaseResult[], mayRefuse: RegExp, what = ''): void {
+export function report(t: TestContext, one: Case, results: readonly CaseResult[], mayRefuse: RegExp, what = ''): void {
   for (const { pass, ok, message, skipped } of results) {
     assert.ok(ok, `${what}${pass}: ${message}`);
     assert.ok(skipped === undefined || mayRefuse.test(one.id), `${what}${pass} was refused: ${skipped}`);

@@ -25,6 +25,10 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
   let at = base_out + row * P.out_s;
   out[(at >> 2u) + quad] = x;
 }
+fn log2OrNan(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  return select(log2(x), bitcast<f32>(bits | 0x7fc00000u), (bits & 0x7f800000u) == 0x7f800000u);
+}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
@@ -53,6 +57,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     st_out(q, quad, select(vec4<f32>(0.0), sum / total, attended));
   }
   if (local == 0u) {
-    lse[b * P.lse_b + h * P.lse_h + (qStart + q) * P.lse_s] = select(P.negInf, (top + log2(total)) * 0.6931471805599453, attended);
+    lse[b * P.lse_b + h * P.lse_h + (qStart + q) * P.lse_s] = select(P.negInf, (top + log2OrNan(total)) * 0.6931471805599453, attended);
   }
 }

@@ -62,6 +62,10 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
   let at = base_out + row * P.out_s;
   out[(at >> 2u) + quad] = x;
 }
+fn log2OrNan(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  return select(log2(x), bitcast<f32>(bits | 0x7fc00000u), (bits & 0x7f800000u) == 0x7f800000u);
+}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
@@ -212,7 +216,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let share = select(0.0, factor / sum, attended);
     st_out(u32(q_0), c + 0u, select(vec4<f32>(0.0), o_0_0 * share, attended));
     if (c == 0u && u32(q_0) < lenQ) {
-      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_0)) * P.lse_s] = select(P.negInf, (m_0 + log2(sum)) * 0.6931471805599453, attended);
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_0)) * P.lse_s] = select(P.negInf, (m_0 + log2OrNan(sum)) * 0.6931471805599453, attended);
     }
   }
   {
@@ -223,7 +227,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let share = select(0.0, factor / sum, attended);
     st_out(u32(q_1), c + 0u, select(vec4<f32>(0.0), o_1_0 * share, attended));
     if (c == 0u && u32(q_1) < lenQ) {
-      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_1)) * P.lse_s] = select(P.negInf, (m_1 + log2(sum)) * 0.6931471805599453, attended);
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_1)) * P.lse_s] = select(P.negInf, (m_1 + log2OrNan(sum)) * 0.6931471805599453, attended);
     }
   }
 }

@@ -8,7 +8,7 @@ import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { variesWith } from '../../../problem/ranges.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
-import { unroll, unroll2, XYZW } from '../wgsl/text.ts';
+import { LOG2, unroll, unroll2, XYZW } from '../wgsl/text.ts';
 import { sequenceOf } from './head.ts';
 import { addRuns, defineKernel, type Launch, problemTables, refuseShared, type WebGpuKernel } from './kernel.ts';
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
@@ -345,7 +345,7 @@ sum += ${sums}[(at + s * ${c.rows}u) * ${quadsV}u + quad] * exp2(${stats}[at + s
 ${store}(q, quad, select(vec4<f32>(0.0), sum / total, attended));
 }
 if (local == 0u) {
-${lse}[b * ${m.param('lse_b')} + h * ${m.param('lse_h')} + (qStart + q) * ${m.param('lse_s')}] = select(${m.param('negInf', 'f32')}, (top + log2(total)) * ${LN2}, attended);
+${lse}[b * ${m.param('lse_b')} + h * ${m.param('lse_h')} + (qStart + q) * ${m.param('lse_s')}] = select(${m.param('negInf', 'f32')}, (top + ${m.fn(LOG2.name, LOG2.text)}(total)) * ${LN2}, attended);
 }`;
   return m.build({ name: 'decode-combine', threads, body });
 }

@@ -6,7 +6,7 @@ import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
-import { unroll, unroll2 } from '../wgsl/text.ts';
+import { LOG2, unroll, unroll2 } from '../wgsl/text.ts';
 import { headOf, placeOf, type RowMax } from './head.ts';
 import {
   addRuns,
@@ -201,7 +201,7 @@ ${sink}
 let share = select(0.0, factor / sum, attended);
 ${unroll(ns, (n) => `${store}(${row}, c + ${t.ct * n}u, select(vec4<f32>(0.0), o_${i}_${n} * share, attended));`)}
 if (c == 0u && ${row} < lenQ) {
-${lse}[b * ${lb} + h * ${lh} + (qStart + ${row}) * ${ls}] = select(${m.param('negInf', 'f32')}, (m_${i} + log2(sum)) * ${LN2}, attended);
+${lse}[b * ${lb} + h * ${lh} + (qStart + ${row}) * ${ls}] = select(${m.param('negInf', 'f32')}, (m_${i} + ${m.fn(LOG2.name, LOG2.text)}(sum)) * ${LN2}, attended);
 }
 }`;
   }

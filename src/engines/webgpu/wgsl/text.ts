@@ -25,3 +25,15 @@ export function keepLoops(code: string): string {
   const kept = main.replace(/(for \(var (\w+) = [^;]+; \2 < )(\d+u);/g, '$1$3 * once;');
   return kept === main ? code : `${helpers}fn main(${kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n')}`;
 }
+
+/**
+ * log2 of a sum that is finite unless something in it was NaN, which the result then is too: on some drivers exp2 or log2 of NaN is
+ * infinite. Code for the function's text and name.
+ */
+export const LOG2 = {
+  name: 'log2OrNan',
+  text: `fn log2OrNan(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  return select(log2(x), bitcast<f32>(bits | 0x7fc00000u), (bits & 0x7f800000u) == 0x7f800000u);
+}`,
+} as const;

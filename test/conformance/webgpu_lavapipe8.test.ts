@@ -1,0 +1,3 @@
+import { runSoftware } from './software.ts';
+
+await runSoftware({ driver: 'lavapipe', lanes: 8, every: 8 });
