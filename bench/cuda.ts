@@ -10,6 +10,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { attention } from '../src/api/attention.ts';
 import { commit } from '../src/cli/machine.ts';
 import { tensor } from '../src/core/tensor.ts';
 import type { Config, Kernel, Pass } from '../src/engine/contract.ts';
@@ -53,7 +54,8 @@ export interface GpuResults {
   readonly clocks: readonly string[];
   /** Copy rate in TB/s, read plus written, and the rate of a bf16 product of 8192 x 8192 x 8192 in TFLOP/s, before and after. */
   readonly ceilings: readonly { readonly copy: number; readonly matmul: number }[];
-  readonly host: { readonly prepare: number; readonly run: number } | null;
+  /** Microseconds of the host: finding the compiled program, queueing its launch, and the whole of `attention(q, k, v)`. */
+  readonly host: { readonly prepare: number; readonly run: number; readonly call?: number } | null;
   readonly rows: readonly GpuRow[];
 }
 
@@ -393,13 +395,12 @@ async function main(): Promise<void> {
   await engine.close();
 }
 
-/** Microseconds of the host for one call: finding the compiled program, and queueing it. */
-async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: number }> {
+async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: number; call: number }> {
   const problem = problemOf({ B: 1, Hq: 8, Sq: 128, Sk: 128, D: 64 });
   const { plan } = planOn(problem, engine);
   if (plan === null) throw new Error('no kernel serves this');
   const { operands, dispose } = operandsOf(engine, new Noise(engine), problem);
-  const [prepare, run]: [number[], number[]] = [[], []];
+  const [prepare, run, call]: [number[], number[], number[]] = [[], [], []];
   for (let i = 0; i < 2000; i++) {
     const before = performance.now();
     const program = await engine.prepare(problem, plan.forward);
@@ -409,10 +410,21 @@ async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: num
     run.push((performance.now() - middle) * 1e3);
     if (i % 100 === 0) await engine.synchronize();
   }
+  const { q, k, v } = operands;
+  for (let i = 0; i < 2000; i++) {
+    const before = performance.now();
+    const { out: o, lse } = await attention(q, k, v);
+    call.push((performance.now() - before) * 1e3);
+    o.dispose();
+    lse.dispose();
+    if (i % 100 === 0) await engine.synchronize();
+  }
   await engine.synchronize();
   dispose();
-  const found = { prepare: median(prepare), run: median(run) };
-  say(`host: prepare ${found.prepare.toFixed(1)} us, run ${found.run.toFixed(1)} us`);
+  const found = { prepare: median(prepare), run: median(run), call: median(call) };
+  say(
+    `host: prepare ${found.prepare.toFixed(1)} us, run ${found.run.toFixed(1)} us, attention() ${found.call.toFixed(1)} us`,
+  );
   return found;
 }
 
