@@ -19,6 +19,7 @@ import { planOn } from '../src/plan/choose.ts';
 import { standardCost, tiledBytes } from '../src/problem/cost.ts';
 import type { Problem } from '../src/problem/problem.ts';
 import { Noise, operandsOf, problemOf } from './gpu/setup.ts';
+import { accounts, csvRows } from './gpu/stalls.ts';
 
 /** B, H, N, D and whether causal. */
 export type Case = readonly [B: number, H: number, N: number, D: number, masked: boolean];
@@ -122,11 +123,7 @@ async function runOnce(cases: readonly Case[], labels: string): Promise<void> {
 
 /** Rows of ncu's raw page, by column. */
 function parseCsv(path: string): Record<string, string>[] {
-  const lines = readFileSync(path, 'utf8')
-    .split('\n')
-    .filter((line) => line.startsWith('"'))
-    .map((line) => [...line.matchAll(/"((?:[^"]|"")*)"(?:,|$)/g)].map((m) => m[1]));
-  const [head, , ...rows] = lines;
+  const [head, , ...rows] = csvRows(readFileSync(path, 'utf8'));
   return rows.map((row) => Object.fromEntries(row.map((cell, i) => [head[i], cell])));
 }
 
@@ -275,26 +272,50 @@ async function measureMemory(): Promise<unknown[]> {
   return rows;
 }
 
-/** Where the warps of each kernel wait, by sampling: see gpu/stalls.py. */
-function measureStalls(cases: readonly Case[]): unknown {
+/** Counters of a kernel as a whole. */
+const WHOLE = [
+  'gpu__time_duration.sum',
+  'sm__inst_executed_pipe_tensor_op_gmma.avg.pct_of_peak_sustained_active',
+  'sm__pipe_tensor_op_gmma_cycles_active.avg.pct_of_peak_sustained_active',
+  'sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_active',
+  'sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active',
+  'smsp__issue_active.avg.pct_of_peak_sustained_active',
+];
+
+/** Where the warps of each kernel wait, by sampling: see gpu/stalls.ts. */
+function measureStalls(cases: readonly Case[]): unknown[] {
   const labels = join(FOLDER, 'stall-labels.json');
   const file = join(FOLDER, 'stalls');
-  const sections = ['WarpStateStats', 'ComputeWorkloadAnalysis', 'SpeedOfLight', 'SourceCounters'];
-  const made = spawnSync(
-    'ncu',
-    [
-      ...['--clock-control', 'none', '-f', '-o', file],
-      ...sections.flatMap((s) => ['--section', s]),
-      ...[process.execPath, SELF, labels, 'inside', JSON.stringify(cases)],
-    ],
-    { encoding: 'utf8', timeout: 120_000 },
-  );
-  if (made.status !== 0) console.error(`ncu exited with ${made.status}\n${made.stdout.slice(-800)}\n${made.stderr}`);
-  const script = fileURLToPath(new URL('./gpu/stalls.py', import.meta.url));
-  const read = spawnSync('python3', [script, `${file}.ncu-rep`, labels], { encoding: 'utf8', timeout: 60_000 });
-  if (read.status !== 0) console.error(`stalls.py exited with ${read.status}: ${read.stderr.slice(-1500)}`);
-  console.error(read.stderr);
-  return read.stdout === '' ? null : JSON.parse(read.stdout);
+  const ncu = (words: readonly string[]): string => {
+    const { status, stdout, stderr } = spawnSync('ncu', [...words], {
+      encoding: 'utf8',
+      timeout: 120_000,
+      maxBuffer: 2 ** 28,
+    });
+    if (status !== 0) console.error(`ncu exited with ${status}\n${stdout.slice(-800)}\n${stderr.slice(-800)}`);
+    return stdout;
+  };
+  const sections = ['WarpStateStats', 'ComputeWorkloadAnalysis', 'SourceCounters', 'SpeedOfLight'];
+  ncu([
+    ...['--clock-control', 'none', '-f', '-o', file],
+    ...sections.flatMap((s) => ['--section', s]),
+    ...[process.execPath, SELF, labels, 'inside', JSON.stringify(cases)],
+  ]);
+  if (!existsSync(labels)) return [];
+  const launches: Launched[] = JSON.parse(readFileSync(labels, 'utf8'));
+  const from = ['--import', `${file}.ncu-rep`, '--csv', '--print-units', 'base', '--page'];
+  const [head, , ...raw] = csvRows(ncu([...from, 'raw']));
+  const wanted = (name: string): boolean =>
+    WHOLE.includes(name) || /pipe_\w+\.avg\.pct_of_peak_sustained_active$/.test(name);
+  return accounts(ncu([...from, 'source'])).map((account, i) => {
+    const counters = Object.fromEntries(
+      (head ?? []).flatMap((name, column) => (wanted(name) ? [[name, number(raw[i]?.[column])]] : [])),
+    );
+    const { name, pass } = launches[i] ?? {};
+    const shares = Object.entries(account.shares).map(([what, share]) => `${what} ${(100 * share).toFixed(0)} %`);
+    console.log(`${name} ${pass} ${account.function}: ${account.samples} samples, ${shares.join(', ')}`);
+    return { name, pass, ...account, counters };
+  });
 }
 
 const [out, ...words] = process.argv.slice(2);
