@@ -109,6 +109,18 @@ test('a pointer that is no memory of the device is refused', { skip }, async (t)
   await engine.upload(noise(1, [4])).read();
 });
 
+const alone = skip || ((await probe({ device: 1 })).available ? false : 'one GPU');
+
+test('two GPUs: engines on both, and a pointer of the other one is refused', { skip: alone }, async (t) => {
+  const [one, two] = [await opened(t, { device: 0 }), await opened(t, { device: 1 })];
+  const [q, k, v] = inputs();
+  const results = await Promise.all([one, two].map((engine) => attention(q, k, v, { engine })));
+  assert.deepEqual(results[0].out.data, results[1].out.data);
+  const theirs = two.upload(q);
+  assert.throws(() => one.wrap(theirs.address, 'bf16', SHAPE), /memory of device 1, not of device 0/);
+  two.wrap(theirs.address, 'bf16', SHAPE).dispose();
+});
+
 test('out of memory names sizes, and the engine goes on', { skip }, async (t) => {
   const engine = await opened(t);
   const { free } = engine.device.memory();
