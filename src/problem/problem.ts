@@ -23,7 +23,7 @@ export interface Named<E> {
   readonly expr: E;
 }
 
-/** Philox4x32-10 state: bits depend on (seed, offset, b * Hq + h, q, kv) alone. See problem/philox.ts. */
+/** Philox4x32-7 state: bits depend on (seed, offset, b * Hq + h, q, kv) alone. See problem/philox.ts. */
 export interface Dropout {
   /** Probability of dropping, 0 < p < 1. */
   readonly p: number;

@@ -2,7 +2,7 @@
 import { type FloatDType, round } from '../../core/dtype.ts';
 import type { Operands } from '../../engine/contract.ts';
 import type { Point } from '../../mods/evaluate.ts';
-import { keeps } from '../../problem/philox.ts';
+import { keepScale, keeps } from '../../problem/philox.ts';
 import type { Problem } from '../../problem/problem.ts';
 import { keyRows, queryRows, type Sequence } from '../../problem/rows.ts';
 import type { Expressions } from './expressions.ts';
@@ -119,11 +119,11 @@ export function softmaxRow(p: Precision, head: Head, i: number, scores: Float64A
   return p.step(m + p.step(Math.log(l)));
 }
 
-/** What dropout multiplies row i of the probabilities by: 0 or 1 / (1 - p). `factors` has lenK elements. */
+/** What dropout multiplies row i of the probabilities by: 0 or what makes up for it. `factors` has lenK elements. */
 export function dropoutRow(problem: Problem, head: Head, i: number, factors: Float64Array): void {
   const { dropout, Hq } = problem;
   if (dropout === null) return;
-  const kept = 1 / (1 - dropout.p);
+  const kept = keepScale(dropout.p);
   const bh = head.at.b * Hq + head.h;
   for (let j = 0; j < head.at.lenK; j++) factors[j] = keeps(dropout, bh, i, j) ? kept : 0;
 }

@@ -1,6 +1,6 @@
-/** Philox4x32-10 in SIMD: one counter a lane, four words out. problem/philox.ts says what the counter is. */
+/** Philox4x32-7 in SIMD: one counter a lane, four words out. problem/philox.ts says what the counter is. */
 import { PHILOX } from '../../problem/philox.ts';
-import { type I32, i8x16, i32x4, i64x2, type V128, v128 } from './asm/values.ts';
+import { type I32, i8x16, i32, i32x4, i64x2, type V128, v128 } from './asm/values.ts';
 import { ints, type Vec, type Vectors } from './tile.ts';
 
 /** Even or odd 32-bit words of two vectors of 64-bit products. */
@@ -40,6 +40,9 @@ export function philox(v: Vectors, counter: readonly [Vec, Vec, Vec, Vec], key: 
   }
   return [c0, c1, c2, c3];
 }
+
+/** What words of query q are shifted left by for its half to come to the top: 16 where bit 3 of q is 0. */
+export const toTop = (q: I32): I32 => i32.shl(i32.and(i32.xor(q, -1), 8), 1);
 
 /** A Vec of one scalar word. */
 export const splatWord = (v: Vectors, x: I32): Vec => v.repeat(v.f.let(i32x4.splat(x)));

@@ -290,17 +290,15 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
 
     if (dropout !== null) {
       asm.stage('dropout');
-      for (let n = 0; n < blockK / 8; n++) {
-        const pair = asm.op('shr.u32', columns[2 * n], 1);
-        for (let r = 0; r < 2 * m; r++) {
-          const keep = dropout.keepPair(qPositions[r], pair);
-          const tile = tiles[r >> 1][n];
-          for (const j of [0, 1]) {
-            const e = (r & 1) * 2 + j;
-            tile[e] = asm.op('selp.f32', tile[e], 0, keep[j]);
-          }
-        }
-      }
+      tiles.forEach((row, i) => {
+        for (let n = 0; n < row.length; n += 2)
+          dropout.keepOctets(qPositions[2 * i], columns[2 * n]).forEach((rows, octet) => {
+            const tile = row[n + octet];
+            rows.flat().forEach((keep, e) => {
+              tile[e] = asm.op('selp.f32', tile[e], 0, keep);
+            });
+          });
+      });
     }
 
     asm.stage('accumulate: O += P V');

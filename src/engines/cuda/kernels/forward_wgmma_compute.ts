@@ -235,13 +235,13 @@ export function emitCompute(
     }
     if (dropout !== null) {
       asm.stage('dropout');
-      out.forEach((tile, n) => {
-        const pair = asm.op('shr.u32', columns[2 * n], 1);
-        for (const r of [0, 1]) {
-          const keep = dropout.keepPair(qPositions[r], pair);
-          for (const j of [0, 1]) tile[2 * r + j] = asm.op('selp.f32', tile[2 * r + j], 0, keep[j]);
-        }
-      });
+      for (let n = 0; n < out.length; n += 2)
+        dropout.keepOctets(qPositions[0], columns[2 * n]).forEach((rows, octet) => {
+          const tile = out[n + octet];
+          rows.flat().forEach((keep, e) => {
+            tile[e] = asm.op('selp.f32', tile[e], 0, keep);
+          });
+        });
     }
     return out;
   };

@@ -71,10 +71,11 @@ export function gradientTiles(asm: Assembler, input: GradientInput, extra: reado
     slopes = d;
     extras = rest;
   }
+  const keep = dropout === null ? null : keepsOf(dropout, grid);
   values.forEach((row, m) => {
     row.forEach((tile, n) => {
       const attends = edge ? scorer.attends(grid, m, n) : null;
-      const keeps = dropout === null ? null : keepsOf(asm, dropout, grid, m, n);
+      const keeps = keep?.(m, n) ?? null;
       tile.forEach((s, e) => {
         const [r, c] = [2 * m + (e >> 1), 2 * n + (e & 1)];
         const exponent = asm.op('fma.rn.f32', s, toLog2, asm.op('neg.f32', lse2(r, c)));
@@ -99,11 +100,17 @@ export function gradientTiles(asm: Assembler, input: GradientInput, extra: reado
 const kept = (asm: Assembler, x: Reg<'f32'>, { keepScale }: Dropout, keep: Reg<'pred'>): Reg<'f32'> =>
   asm.op('selp.f32', asm.op('mul.f32', x, keepScale), 0, keep);
 
-/** Dropout's decision for each element of a tile. */
-function keepsOf(asm: Assembler, dropout: Dropout, grid: Grid, m: number, n: number): Reg<'pred'>[] {
-  if (grid.rowsAre === 'q') {
-    const pair = asm.op('shr.u32', grid.columns[2 * n], 1);
-    return [0, 1].flatMap((half) => [...dropout.keepPair(grid.rows[2 * m + half], pair)]);
-  }
-  return [0, 1, 2, 3].map((e) => dropout.keep(grid.columns[2 * n + (e & 1)], grid.rows[2 * m + (e >> 1)]));
+/** Dropout's decisions for the elements of tile [m][n]; two tiles side by side are drawn together. */
+function keepsOf(dropout: Dropout, { rowsAre, rows, columns }: Grid): (m: number, n: number) => readonly Reg<'pred'>[] {
+  let next: readonly Reg<'pred'>[] = [];
+  return (m, n) => {
+    if (n % 2 === 1) return next;
+    const drawn =
+      rowsAre === 'q'
+        ? dropout.keepOctets(rows[2 * m], columns[2 * n])
+        : dropout.keepQuads(rows[2 * m], columns[2 * n], columns[2 * n + 1]);
+    const [here, there] = drawn.map((byRow) => byRow.flat());
+    next = there;
+    return here;
+  };
 }

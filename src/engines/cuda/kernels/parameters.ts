@@ -1,6 +1,6 @@
 /** Every argument a kernel may take: its type, and where its value comes from at a launch. Kernels name the ones they want. */
 import { LOG2E } from '../../../core/math.ts';
-import { dropThreshold } from '../../../problem/philox.ts';
+import { dropThreshold, keepScale } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { BlockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
@@ -91,10 +91,9 @@ const TABLE = {
   seed0: ['b32', (a) => a.problem.dropout?.seed[0] ?? 0],
   seed1: ['b32', (a) => a.problem.dropout?.seed[1] ?? 0],
   offset: ['b32', (a) => a.problem.dropout?.offset ?? 0],
-  /** A random word at or above this is kept. */
+  /** See problem/philox.ts. */
   threshold: ['b32', (a) => dropThreshold(a.problem.dropout?.p ?? 0)],
-  /** 1 / (1 - p). */
-  keepScale: ['f32', (a) => 1 / (1 - (a.problem.dropout?.p ?? 0))],
+  keepScale: ['f32', (a) => keepScale(a.problem.dropout?.p ?? 0)],
 } as const satisfies Record<string, Source>;
 
 export type ParameterName = keyof typeof TABLE;

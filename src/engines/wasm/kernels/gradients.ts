@@ -9,7 +9,7 @@ import type { ModuleBuilder } from '../asm/module.ts';
 import { f32, f32x4, i32, i32Const, i32x4, type V128, v128, v128Const } from '../asm/values.ts';
 import { exp2Constants, exp2Negative } from '../functions.ts';
 import type { Value } from '../math.ts';
-import { philox, splatWord } from '../philox.ts';
+import { philox, splatWord, toTop } from '../philox.ts';
 import { type ConstantTable, ints, iota, type Shape, transpose4, type Vec, Vectors } from '../tile.ts';
 import { CHAIN, HEAD } from './chains.ts';
 import { asVec, type Expressions, loopOver, masked, type Positions, storeSpan } from './expressions.ts';
@@ -112,10 +112,11 @@ export function emitDropWeights(m: ModuleBuilder, shape: Shape, row: number): Ca
     // Register i of a Vec covers keys kv0 + 4 i and on, which share a counter; its lanes are four queries until transposed.
     const fours = f.let(i32x4.splat(i32.shr_u(a.kv0, 2)), 'fours');
     const c0 = Array.from({ length: v.width }, (_, i) => f.let(i32x4.add(fours, ints(i))));
-    const q = f.let(i32x4.add(i32x4.splat(a.q0), v128Const([0, 1, 2, 3])), 'q');
+    const q0 = f.let(a.q0, 'q0');
     f.for(0, a.rows, 4, () => {
       const key = [PARAMS.i32(a.params, 'seed0'), PARAMS.i32(a.params, 'seed1')] as const;
-      const words = philox(v, [c0, v.repeat(q), c2, c3], key);
+      const q = f.let(i32x4.add(i32x4.splat(q0), v128Const([0, 1, 2, 3])), 'q');
+      const words = philox(v, [c0, v.repeat(f.let(v128.and(q, ints(~8)), 'q')), c2, c3], key);
       const byQuery = c0.map((_, i) =>
         transpose4(
           f,
@@ -123,13 +124,14 @@ export function emitDropWeights(m: ModuleBuilder, shape: Shape, row: number): Ca
         ),
       );
       for (let r = 0; r < 4; r++) {
-        const draws = byQuery.map((rows) => rows[r]);
+        const shift = f.let(toTop(i32.add(q0, r)), 'shift');
+        const draws = byQuery.map((rows) => i32x4.shl(rows[r], shift));
         const kept = (x: V128, w: V128, s: V128): V128 => v128.and(f32x4.mul(x, s), i32x4.ge_u(w, threshold));
         v.store(a.kept, v.map(kept, v.load(a.p, r * row), draws, scale), r * row);
       }
       f.bump(a.p, 4 * row);
       f.bump(a.kept, 4 * row);
-      f.set(q, i32x4.add(q, ints(4)));
+      f.bump(q0, 4);
     });
   });
 }

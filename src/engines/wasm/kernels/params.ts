@@ -1,7 +1,7 @@
 /** Parameters that all attention kernels read: strides in bytes, scale, sink, pages, dropout state, side tensors. */
 import { BYTES } from '../../../core/dtype.ts';
 import type { TensorLike } from '../../../core/tensor.ts';
-import { dropThreshold } from '../../../problem/philox.ts';
+import { dropThreshold, keepScale } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { FuncBuilder, Local } from '../asm/func.ts';
 import { i32 } from '../asm/values.ts';
@@ -64,7 +64,7 @@ export function writeParams(problem: Problem, at: Addresses, heap: Heap, items: 
     more,
     scale: problem.scale,
     ...scalingOf(problem.scale, problem.mod !== null),
-    keepScale: dropout === null ? 1 : 1 / (1 - dropout.p),
+    keepScale: dropout === null ? 1 : keepScale(dropout.p),
   });
   heap.i32.set(at.sides, (params + PARAMS.bytes) >>> 2);
   return params;

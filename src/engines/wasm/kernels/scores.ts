@@ -2,8 +2,8 @@
 import type { Callable, Local } from '../asm/func.ts';
 import type { ModuleBuilder } from '../asm/module.ts';
 import { f32x4, type I32, i32, i32x4, type V128, v128 } from '../asm/values.ts';
-import { philox, splatWord } from '../philox.ts';
-import { type ConstantTable, iota, type Vec, Vectors } from '../tile.ts';
+import { philox, splatWord, toTop } from '../philox.ts';
+import { type ConstantTable, ints, iota, type Vec, Vectors } from '../tile.ts';
 import { asVec, type Expressions, loopOver, masked, type Positions, storeSpan } from './expressions.ts';
 import { ITEM } from './items.ts';
 import { PARAMS, sideReader } from './params.ts';
@@ -115,12 +115,25 @@ export function emitDrop(m: ModuleBuilder, { shape }: BlockShape, work: Work, la
     const threshold = splatWord(v, PARAMS.i32(a.params, 'threshold'));
     const p = f.let(i32.add(a.work, work.p), 'p');
     const kv = f.let(a.kv0, 'kv');
+    // Of sixteen queries as lanes the first eight are drawn, and the others take the upper halves of the same words.
+    const shared = lanesAre === 'q' && shape.lanes % 16 === 0;
+    const drawn = shared ? new Vectors(f, { ...shape, lanes: shape.lanes / 2 }) : v;
+    const firsts = (vec: Vec): Vec => (shared ? vec.filter((_, i) => (i & 2) === 0) : vec);
+    const shift = f.let(toTop(lanesAre === 'q' ? a.lane0 : ITEM.i32(a.item, 'q0')), 'shift');
+    const counter = [firsts(q).map((x) => f.let(v128.and(x, ints(~8)), 'q')), firsts(c2), firsts(c3)] as const;
+    const halves = (word: Vec): Vec =>
+      shared
+        ? Array.from({ length: v.width }, (_, i) => {
+            const w = word[((i >> 2) << 1) | (i & 1)];
+            return i & 2 ? w : f.let(i32x4.shl(w, 16), 'low');
+          })
+        : word.map((w) => f.let(i32x4.shl(w, shift), 'half'));
     f.for(0, a.rows, 4, () => {
-      const c0 = splatWord(v, i32.shr_u(kv, 2));
+      const c0 = splatWord(drawn, i32.shr_u(kv, 2));
       const key = [PARAMS.i32(a.params, 'seed0'), PARAMS.i32(a.params, 'seed1')] as const;
-      philox(v, [c0, q, c2, c3], key).forEach((word, i) => {
+      philox(drawn, [c0, ...counter], key).forEach((word, i) => {
         const kept = (x: V128, w: V128, t: V128): V128 => v128.and(x, i32x4.ge_u(w, t));
-        v.store(p, v.map(kept, v.load(p, i * v.bytes), word, threshold), i * v.bytes);
+        v.store(p, v.map(kept, v.load(p, i * v.bytes), halves(word), threshold), i * v.bytes);
       });
       f.bump(p, 4 * v.bytes);
       f.bump(kv, 4);

@@ -2,7 +2,7 @@
 import { BYTES } from '../../../core/dtype.ts';
 import type { Caps, Config, Kernel, Listing } from '../../../engine/contract.ts';
 import { printExpr } from '../../../mods/print.ts';
-import { dropThreshold } from '../../../problem/philox.ts';
+import { dropThreshold, keepScale } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Shader } from '../wgsl/module.ts';
@@ -134,7 +134,7 @@ export function sharedValues(problem: Problem): Record<string, number> {
     seedHi: dropout?.seed[1] ?? 0,
     dropOffset: dropout?.offset ?? 0,
     dropThreshold: dropout === null ? 0 : dropThreshold(dropout.p),
-    dropKeep: dropout === null ? 1 : 1 / (1 - dropout.p),
+    dropKeep: dropout === null ? 1 : keepScale(dropout.p),
     maxPages: kv.kind === 'paged' ? kv.maxPages : 0,
   };
 }
