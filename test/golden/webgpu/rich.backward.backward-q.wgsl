@@ -121,7 +121,7 @@ fn tw_mulhi(a: u32, b: u32) -> u32 {
 fn tw_philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
   var c = counter;
   var k = seed;
-  for (var round = 0u; round < 10u; round++) {
+  for (var round = 0u; round < 7u; round++) {
     let p0 = 0xd2511f53u * c.x;
     let p1 = 0xcd9e8d57u * c.z;
     c = vec4<u32>(tw_mulhi(0xcd9e8d57u, c.z) ^ c.y ^ k.x, p1, tw_mulhi(0xd2511f53u, c.x) ^ c.w ^ k.y, p0);
@@ -130,10 +130,10 @@ fn tw_philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
   return c;
 }
 fn tw_drop4(q: i32, kv: i32, bh: i32) -> vec4<f32> {
-  return select(vec4<f32>(0.0), vec4<f32>(P.dropKeep), tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q), u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi)) >= vec4<u32>(P.dropThreshold));
+  return select(vec4<f32>(0.0), vec4<f32>(P.dropKeep), (tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q) & ~8u, u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi)) << vec4<u32>((u32(~q) & 8u) << 1u)) >= vec4<u32>(P.dropThreshold));
 }
 fn tw_drop1(q: i32, kv: i32, bh: i32) -> f32 {
-  return select(0.0, P.dropKeep, tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q), u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi))[u32(kv) & 3u] >= P.dropThreshold);
+  return select(0.0, P.dropKeep, (tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q) & ~8u, u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi))[u32(kv) & 3u] << ((u32(~q) & 8u) << 1u)) >= P.dropThreshold);
 }
 fn row_at(q: i32) -> vec2<f32> {
   if (q >= atLenQ) { return vec2<f32>(3.0e38, 0.0); }
