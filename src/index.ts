@@ -3,6 +3,13 @@
 export { type AttentionResult, attention } from './api/attention.ts';
 export { type AppendOptions, KvCache, type KvCacheOptions } from './api/cache.ts';
 export { attentionDecode, type DecodeOptions } from './api/decode.ts';
+export {
+  type AttentionEncoder,
+  attentionEncoder,
+  type BackwardTensors,
+  type EncoderOptions,
+  type ForwardTensors,
+} from './api/encoder.ts';
 export { explain } from './api/explain.ts';
 export {
   type AttentionWithGrads,

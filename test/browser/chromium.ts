@@ -31,6 +31,8 @@ export const executable: string | undefined =
     .split(delimiter)
     .flatMap((folder) => NAMES.map((name) => join(folder, name)))
     .find((file) => existsSync(file));
+/** There a test that something is missing for fails: nobody would see that it was skipped. */
+export const inCi: boolean = (process.env.CI ?? '') !== '';
 const compiled = import.meta.url.endsWith('.js');
 
 /** Why there is no browser to test in; null when there is one. */
@@ -47,11 +49,14 @@ export const ROOT: string = fileURLToPath(new URL('../..', import.meta.url));
 let browser: Promise<Browser> | null = null;
 const servers: Served[] = [];
 
-/** A page of files below `folder`, or of `pages` that are no files. `problems` collects what goes wrong in it. */
+/**
+ * A page of files below `folder`, or of `pages` that are no files. `problems` collects what goes wrong in it; `route` names the local file
+ * that answers for an address elsewhere.
+ */
 export async function visit(
   folder: string,
   path: string,
-  options: ServeOptions,
+  { route, ...options }: ServeOptions & { readonly route?: (url: string) => Promise<string | null> },
 ): Promise<{ page: Page; problems: string[] }> {
   if (executable === undefined) throw new Error(noBrowser ?? '');
   const { chromium } = await import('playwright-core');
@@ -62,6 +67,15 @@ export async function visit(
   const problems: string[] = [];
   page.on('pageerror', (error) => problems.push(error.message));
   page.on('requestfailed', (request) => problems.push(`${request.url()} did not load`));
+  if (route !== undefined)
+    await page.route(
+      (url) => url.origin !== server.origin,
+      async (request) => {
+        const file = await route(request.request().url());
+        const headers = { 'Access-Control-Allow-Origin': '*' };
+        await (file === null ? request.abort() : request.fulfill({ path: file, headers }));
+      },
+    );
   await page.goto(server.origin + path);
   return { page, problems };
 }
@@ -83,10 +97,11 @@ export const call = <N extends keyof Checks>(
   ...args: Parameters<Checks[N]>
 ): Promise<Awaited<ReturnType<Checks[N]>>> => page.evaluate(`checks.${name}(...${JSON.stringify(args)})`);
 
-/** A test in the browser: skipped with the reason where there is none, failed in CI. */
-export const browserTest = (name: string, body: () => Promise<void>): void => {
-  test(name, { skip: noBrowser !== null && process.env.CI === undefined && noBrowser, timeout: 120_000 }, async () => {
-    if (noBrowser !== null) throw new Error(noBrowser);
+/** A test in the browser: skipped with the reason where there is none, or where something else is `absent`; failed in CI. */
+export const browserTest = (name: string, body: () => Promise<void>, absent: string | null = null): void => {
+  const reason = noBrowser ?? absent;
+  test(name, { skip: reason !== null && !inCi && reason, timeout: 120_000 }, async () => {
+    if (reason !== null) throw new Error(reason);
     await body();
   });
 };

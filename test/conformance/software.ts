@@ -6,7 +6,7 @@ import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import test from 'node:test';
 import type { WebGpuOptions } from '../../src/engines/webgpu/index.ts';
-import { executable } from '../browser/chromium.ts';
+import { executable, inCi } from '../browser/chromium.ts';
 import { runConfigurations, runTable, type TableOptions } from './table.ts';
 
 export interface SoftwareDevice extends Pick<TableOptions, 'every' | 'open' | 'variant'> {
@@ -55,7 +55,6 @@ export function useDriver(driver: keyof typeof DRIVERS, lanes = 0): string | nul
 
 /** A test that has to be skipped for `reason`; in CI it fails, as a device that is missing there is a device that nobody tests. */
 export function missing(title: string, reason: string): void {
-  const inCi = (process.env.CI ?? '') !== '';
   test(title, { skip: inCi ? false : reason }, () => {
     throw new Error(reason);
   });

@@ -1,6 +1,8 @@
 /** The engine on whatever adapter this machine has: memory, sharing, errors. Numbers are the conformance table's matter. */
 import assert from 'node:assert/strict';
 import test, { type TestContext } from 'node:test';
+import { attentionEncoder } from '../../src/api/encoder.ts';
+import { attentionWithGrads } from '../../src/api/grads.ts';
 import { instantiate } from '../../src/conformance/spec.ts';
 import { ArgumentError, DisposedError, MemoryError, TilewiseError } from '../../src/core/errors.ts';
 import { tensor, zeros } from '../../src/core/tensor.ts';
@@ -26,6 +28,12 @@ function check(
     }
   });
 }
+
+const noise = (shape: readonly number[], seed: number) =>
+  tensor(
+    Float32Array.from({ length: shape.reduce((n, d) => n * d, 1) }, (_, i) => Math.sin(i * seed)),
+    shape,
+  );
 
 /** A small forward problem with its operands on the engine. */
 function small(engine: WebGpuEngine): { problem: Problem; operands: Operands } {
@@ -147,3 +155,45 @@ check('many calls hold no more memory than one', async (engine) => {
   await engine.synchronize();
   assert.equal(engine.bytesInUse, before);
 });
+
+check(
+  'a call is written into an encoder of the caller, forward and backward, between commands of theirs',
+  async (engine) => {
+    const [q, k, v, dOut] = [1, 2, 3, 4].map((seed) => noise([1, 2, 20, 16], seed));
+    const expected = await attentionWithGrads(q, k, v, { causal: true, engine });
+    const grads = await expected.backward(dOut);
+
+    const call = await attentionEncoder(q, k, v, { engine, causal: true, grads: { k: false } });
+    assert.deepEqual(
+      [call.out.shape, call.lse.shape],
+      [
+        [1, 2, 20, 16],
+        [1, 2, 20],
+      ],
+    );
+    // q's numbers come by a command of the caller's, out of the middle of a buffer.
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const theirs = engine.device.createBuffer({ size: 256 + 4 * 640, usage });
+    const there = engine.upload(q);
+    const [tk, tv, tdOut] = [k, v, dOut].map((t) => engine.upload(t));
+    const [out, dq, dv] = [1, 2, 3].map(() => engine.allocate('f32', [1, 2, 20, 16]));
+    const lse = engine.allocate('f32', [1, 2, 20]);
+    const given = { q: engine.fromBuffer(theirs, 'f32', [1, 2, 20, 16], 256), k: tk, v: tv, out, lse };
+    const encoder = engine.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(there.buffer, there.offset, theirs, 256, 4 * 640);
+    const releases = [call.forward(encoder, given), call.backward(encoder, { ...given, dOut: tdOut, dq, dv })];
+    engine.device.queue.submit([encoder.finish()]);
+    for (const release of releases) release();
+    assert.deepEqual((await out.read()).data, expected.out.data);
+    assert.deepEqual((await lse.read()).data, expected.lse.data);
+    assert.deepEqual([(await dq.read()).data, (await dv.read()).data], [grads.dq.data, grads.dv.data]);
+    assert.equal(engine.memoryOf(given.q).buffer, theirs);
+
+    assert.throws(() => call.forward(encoder, { ...given, out: lse }), /out: expected f32\[1, 2, 20, 16\]/);
+    assert.throws(() => call.backward(encoder, { ...given, dOut: tdOut, dq }), /dv: expected a tensor/);
+    const alone = await attentionEncoder(q, k, v, { engine });
+    assert.throws(() => alone.backward(encoder, { ...given, dOut: tdOut }), /grads: expected/);
+    for (const one of [call, alone, expected]) one.dispose();
+    theirs.destroy();
+  },
+);

@@ -53,7 +53,7 @@ export class WebGpuEngine implements Engine {
     return this.#buffers.bytes;
   }
 
-  allocate(dtype: DType, shape: readonly number[]): EngineTensor {
+  allocate(dtype: DType, shape: readonly number[]): GpuTensor {
     this.#check();
     const bytes = bytesOf({ dtype, shape });
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
@@ -61,7 +61,7 @@ export class WebGpuEngine implements Engine {
     return new GpuTensor(this.#owner, dtype, shape, buffer, 0, true);
   }
 
-  upload(host: HostTensor): EngineTensor {
+  upload(host: HostTensor): GpuTensor {
     const made = this.allocate(host.dtype, host.shape);
     this.write(made, host);
     return made;
@@ -164,7 +164,7 @@ export class WebGpuEngine implements Engine {
    *
    * @param offset in bytes, a multiple of the device's minStorageBufferOffsetAlignment (256 unless lowered).
    */
-  fromBuffer(buffer: GPUBuffer, dtype: DType, shape: readonly number[], offset = 0): EngineTensor {
+  fromBuffer(buffer: GPUBuffer, dtype: DType, shape: readonly number[], offset = 0): GpuTensor {
     this.#check();
     const align = this.device.limits.minStorageBufferOffsetAlignment;
     if (!Number.isInteger(offset) || offset < 0 || offset % align !== 0)
@@ -175,6 +175,11 @@ export class WebGpuEngine implements Engine {
     if ((buffer.usage & GPUBufferUsage.STORAGE) === 0)
       throw new ArgumentError('buffer', 'a buffer with STORAGE usage', `usage ${buffer.usage}`);
     return new GpuTensor(this.#owner, dtype, shape, buffer, offset, false);
+  }
+
+  /** A tensor of this engine with its memory: `buffer` and the byte `offset` it starts at, for other libraries on the device. */
+  memoryOf(t: EngineTensor): GpuTensor {
+    return ownTensor(this, t, 'tensor');
   }
 
   /** Pipelines that have been compiled, for calls that cannot wait. */

@@ -9,6 +9,7 @@ import { WebGpuEngine } from './engine.ts';
 export type { WebGpuOptions } from './device.ts';
 export type { EncodeOptions, WebGpuEngine, WebGpuProgram } from './engine.ts';
 export type { WebGpuCaps } from './kernels/kernel.ts';
+export type { GpuTensor } from './tensor.ts';
 
 /** Whether there is an adapter here. No device is made. */
 export async function probe(options: WebGpuOptions = {}): Promise<Probe> {
