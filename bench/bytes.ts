@@ -19,7 +19,7 @@ import { planOn } from '../src/plan/choose.ts';
 import { standardCost, tiledBytes } from '../src/problem/cost.ts';
 import type { Problem } from '../src/problem/problem.ts';
 import { Noise, operandsOf, problemOf } from './gpu/setup.ts';
-import { accounts, csvRows } from './gpu/stalls.ts';
+import { type Account, accounts, csvRows } from './gpu/stalls.ts';
 
 /** B, H, N, D and whether causal. */
 export type Case = readonly [B: number, H: number, N: number, D: number, masked: boolean];
@@ -79,6 +79,14 @@ export interface BytesResults {
     readonly predicted?: number;
     readonly standard?: number;
   }[];
+  readonly stalls?: readonly Stalls[];
+}
+
+/** An account of one kernel's samples, and counters of the whole of it by ncu's names. */
+export interface Stalls extends Account {
+  readonly name: string | undefined;
+  readonly pass: Pass | undefined;
+  readonly counters: Readonly<Record<string, number>>;
 }
 
 /** One launch of a kernel, by the order of launches. */
@@ -283,7 +291,7 @@ const WHOLE = [
 ];
 
 /** Where the warps of each kernel wait, by sampling: see gpu/stalls.ts. */
-function measureStalls(cases: readonly Case[]): unknown[] {
+function measureStalls(cases: readonly Case[]): Stalls[] {
   const labels = join(FOLDER, 'stall-labels.json');
   const file = join(FOLDER, 'stalls');
   const ncu = (words: readonly string[]): string => {

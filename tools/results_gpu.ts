@@ -206,6 +206,38 @@ function memory(): string {
   return table(head, body, `${foot} ${device}, driver for CUDA ${driver}; ${date.slice(0, 10)}.`);
 }
 
+const PURPOSES = [
+  'products',
+  'turns of the warpgroups',
+  'waiting for copies',
+  'exponentials',
+  'maxima and sums of rows',
+  'scaling and rescaling',
+  'rounding to 16 bits',
+  'addresses and descriptors',
+] as const;
+
+/** Where the warps that compute are found, by sampling. */
+function cycles(): string {
+  const { device, date, stalls = [] } = readBytes();
+  const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
+  const body = stalls
+    .filter((s) => s.function !== 'backward_delta')
+    .map((s) => {
+      const tensor = s.counters['sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active'];
+      const shares = PURPOSES.map((p) => s.shares[p] ?? 0);
+      const rest = 1 - shares.reduce((sum, x) => sum + x, 0);
+      return [
+        `${s.function}, ${s.name?.replace(/^.*(D=\d+)/, '$1')}`,
+        tensor === undefined ? '' : `${tensor.toFixed(0)} %`,
+        ...[...shares, rest].map(percent),
+      ];
+    });
+  const head = ['kernel', 'tensor core active', ...PURPOSES, 'masks and control'];
+  const foot = `N=8192, 16k tokens, hidden size 2048. ${device}; Nsight Compute's samples of the computing warps by the instruction they are at; ${date.slice(0, 10)}.`;
+  return table(head, body, foot);
+}
+
 /** Tables by the name in their markers. */
 export const GPU_TABLES: Readonly<Record<string, () => string>> = {
   'cuda-forward': () => grid('forward', 'tilewise', LENGTHS),
@@ -217,4 +249,5 @@ export const GPU_TABLES: Readonly<Record<string, () => string>> = {
   'cuda-f32': float32,
   'cuda-bytes': bytes,
   'cuda-memory': memory,
+  'cuda-cycles': cycles,
 };

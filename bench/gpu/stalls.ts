@@ -30,8 +30,9 @@ const PURPOSES: readonly (readonly [purpose: string, opcode: RegExp, reason?: Re
   ['scaling and rescaling', /^(FFMA|FMUL)/],
   ['rounding to 16 bits', /^(F2FP|PRMT)/],
   ['storing', /^(ST|STS|STSM|UTMASTG|RED|UTMAREDG)/],
+  ['addresses and descriptors', /^(R2UR|IMAD|IADD3|VIADD|LEA|U[A-Z]|MOV|CS2R|S2R|LDC)/],
 ];
-const REST = 'addresses, masks, control';
+const REST = 'masks and control';
 
 /** Rows of a CSV page: quoted cells. */
 export const csvRows = (text: string): string[][] =>
@@ -107,7 +108,7 @@ function accountOf(name: string, code: readonly Instruction[]): Account {
       reason: [...why].sort((a, b) => b[1] - a[1])[0]?.[0] ?? '',
     }))
     .sort((a, b) => b.share - a.share)
-    .slice(0, 12);
+    .slice(0, 6);
   return {
     ...{ function: name, samples: all, shares: shares(purposes) },
     ...{ moving: Number((moving / Math.max(all, 1)).toFixed(4)), reasons: shares(reasons), hottest },

@@ -26,7 +26,7 @@ test('samples are accounted by what instructions are for, data movers apart', ()
     'turns of the warpgroups': 0.25,
     products: 0.2,
     'waiting for copies': 0.15,
-    'addresses, masks, control': 0.1,
+    'addresses and descriptors': 0.1,
   });
   assert.equal(one.hottest[0].reason, 'long_sb');
   assert.deepEqual(two.shares, { 'scaling and rescaling': 1 });
