@@ -2,7 +2,7 @@
  * Bytes that one forward and one backward move through the GPU's memory, by Nsight Compute's counters, beside the cost model's
  * figure and standard attention's; memory held beyond inputs, outputs and gradients as N grows; and where the cycles go.
  *
- *     node bench/bytes.ts OUT.json [bytes] [memory] [stalls]
+ *     node bench/bytes.ts OUT.json [bytes] [memory] [stalls [quick]]
  *
  * Counters need `ncu` on the path, standard attention python3 with PyTorch. Clocks are left alone.
  */
@@ -339,7 +339,7 @@ else {
   save();
   if (words.includes('memory')) results.memory = await measureMemory();
   save();
-  if (words.includes('stalls')) results.stalls = measureStalls(STALLS);
+  if (words.includes('stalls')) results.stalls = measureStalls(words.includes('quick') ? STALLS.slice(1, 2) : STALLS);
   save();
 }
 rmSync(FOLDER, { recursive: true, force: true });
