@@ -32,6 +32,24 @@ export function ratesOf(rows: readonly GpuRow[], name: string, pass: Pass): Read
 const mean = (ratios: readonly number[]): string =>
   Math.exp(ratios.reduce((sum, x) => sum + Math.log(x), 0) / ratios.length).toFixed(2);
 
+/** How many times cuDNN's rate all cells of the grid come to. */
+function overall(): string {
+  const { rows } = readGpu();
+  const ratios = ['forward', 'backward'].flatMap((pass) =>
+    [64, 128, 256].flatMap((d) =>
+      [false, true].flatMap((causal) =>
+        LENGTHS.flatMap((n) => {
+          const rates = ratesOf(rows, cellName(d, causal, n), pass as Pass);
+          const [own, cudnn] = ['tilewise', 'cudnn'].map((who) => rates.get(who)?.tflops);
+          return own === undefined || cudnn === undefined ? [] : [own / cudnn];
+        }),
+      ),
+    ),
+  );
+  const ahead = ratios.filter((x) => x >= 1).length;
+  return `All ${ratios.length} cells, forward and backward: ${mean(ratios)} x cuDNN in the geometric mean, ahead in ${ahead}.`;
+}
+
 /** TFLOP/s, and in brackets how many times the peers'; the line under it says what that comes to. */
 function grid(pass: Pass, who: string, lengths: readonly number[]): string {
   const results = readGpu();
@@ -52,7 +70,8 @@ function grid(pass: Pass, who: string, lengths: readonly number[]): string {
   const head = ['TFLOP/s (x FlashAttention-2, x cuDNN)', ...lengths.map((n) => `N=${n}`)];
   const least = (ratios: readonly number[]): string => Math.min(...ratios).toFixed(2);
   const sum = `Geometric mean: ${mean(flashes)} x FlashAttention-2 (least ${least(flashes)}), ${mean(cudnns)} x cuDNN (least ${least(cudnns)}).`;
-  return table(head, body, `${sum} ${source(results)}`);
+  const all = who === 'tilewise' && pass === 'backward' ? `${overall()} ` : '';
+  return table(head, body, `${sum} ${all}${source(results)}`);
 }
 
 const rate = (row: GpuRow | undefined): string => (row === undefined ? '' : row.tflops.toFixed(0));

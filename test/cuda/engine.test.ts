@@ -122,8 +122,12 @@ test('freed memory is used again, and trimmed before giving up', async (t) => {
   const again = engine.allocate('u8', [2 ** 21]);
   assert.equal(again.address, address);
   again.dispose();
-  engine.allocate('u8', [7 * 2 ** 20]);
+  const large = engine.allocate('u8', [7 * 2 ** 20]);
   assert.ok(fake.calls.includes('cuMemFree_v2'));
+  large.dispose();
+  const held = fake.allocations.size;
+  engine.trim();
+  assert.equal(fake.allocations.size, held - 1);
 });
 
 test('a disposed tensor and a closed engine say so', async (t) => {

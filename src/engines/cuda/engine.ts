@@ -111,6 +111,12 @@ export class CudaEngine implements Engine {
     this.device.check('cuStreamWaitEvent', driver.cuStreamWaitEvent(this.stream.handle, event, 0));
   }
 
+  /** Gives device memory that no tensor holds back to the driver, for other libraries; the pool keeps it otherwise. */
+  trim(): void {
+    this.alive();
+    this.pool.trim();
+  }
+
   upload(tensor: HostTensor): CudaTensor {
     const t = this.allocate(tensor.dtype, tensor.shape);
     try {
