@@ -1,4 +1,4 @@
-/** The `--engine`, `--threads`, `--no-revectorize` and `--no-native` options, and the engines they ask for. */
+/** The `--engine`, `--threads`, `--device`, `--no-revectorize` and `--no-native` options, and the engines they ask for. */
 import type { Command } from 'commander';
 import { AUTO_ORDER, engineNamed, type LoadableEngine, openEngine, reasonOf } from '../api/registry.ts';
 import { type Refusal, UnsupportedError } from '../core/errors.ts';
@@ -8,6 +8,7 @@ import { integer } from './command.ts';
 export interface EngineFlags {
   readonly engine?: string;
   readonly threads?: number;
+  readonly device?: number;
   /** Commander's name for the absence of `--no-revectorize`. */
   readonly revectorize: boolean;
   /** Commander's name for the absence of `--no-native`. */
@@ -21,14 +22,18 @@ export const engineOptions = (to: Command): Command =>
       `engine: ${AUTO_ORDER.join(', ')}, math, or auto (all in this order); default: wasm, then reference`,
     )
     .option('--threads <n>', 'threads of the wasm engine; default: one a hardware thread', integer(1))
+    .option('--device <n>', "which GPU the cuda engine takes, by the driver's numbers; default: 0", integer(0))
     .option('--no-revectorize', "leave V8's experimental 256-bit mode off")
     .option('--no-native', 'leave out x86-64 machine code of the library itself (Linux, with the package koffi)');
 
 /** One engine with the options of the command line. @throws what its `open` throws. */
-export const openOne = (
+export async function openOne(
   name: LoadableEngine,
-  { threads, revectorize, native }: Omit<EngineFlags, 'engine'>,
-): Promise<Engine> => (name === 'wasm' ? openEngine('wasm', { threads, revectorize, native }) : openEngine(name));
+  { threads, device, revectorize, native }: Omit<EngineFlags, 'engine'>,
+): Promise<Engine> {
+  if (name === 'wasm') return openEngine('wasm', { threads, revectorize, native });
+  return name === 'cuda' ? openEngine('cuda', { device }) : openEngine(name);
+}
 
 /**
  * The engines to plan with, in order. One that was named must open; of several, those that do not are left out.
