@@ -4,7 +4,8 @@
  *
  *     node bench/bytes.ts OUT.json [bytes] [memory] [stalls [quick]]
  *
- * Counters need `ncu` on the path, standard attention python3 with PyTorch. Clocks are left alone.
+ * Counters need `ncu` on the path, standard attention python3 with PyTorch. Clocks are left alone. KEEP=FOLDER keeps the sampled
+ * instructions of `stalls` there.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -315,7 +316,10 @@ function measureStalls(cases: readonly Case[]): Stalls[] {
   const [head, , ...raw] = csvRows(ncu([...from, 'raw']));
   const wanted = (name: string): boolean =>
     WHOLE.includes(name) || /pipe_\w+\.avg\.pct_of_peak_sustained_active$/.test(name);
-  return accounts(ncu([...from, 'source'])).map((account, i) => {
+  const page = ncu([...from, 'source']);
+  // For a closer look.
+  if (process.env.KEEP !== undefined) writeFileSync(join(process.env.KEEP, 'source.csv'), page);
+  return accounts(page).map((account, i) => {
     const counters = Object.fromEntries(
       (head ?? []).flatMap((name, column) => (wanted(name) ? [[name, number(raw[i]?.[column])]] : [])),
     );
