@@ -15,6 +15,7 @@ import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
 import type { CudaKernel } from '../src/engines/cuda/kernel.ts';
 import { backwardMma } from '../src/engines/cuda/kernels/backward_mma.ts';
 import { backwardWgmma } from '../src/engines/cuda/kernels/backward_wgmma.ts';
+import { backwardWgmmaFused } from '../src/engines/cuda/kernels/backward_wgmma_fused.ts';
 import { forwardMma } from '../src/engines/cuda/kernels/forward_mma.ts';
 import { forwardWgmma } from '../src/engines/cuda/kernels/forward_wgmma.ts';
 import { CudaProgram } from '../src/engines/cuda/program.ts';
@@ -201,7 +202,9 @@ async function time(back: boolean): Promise<void> {
   const [start, end] = [new Event(engine.device, true), new Event(engine.device, true)];
   const reps = Number(value('reps') ?? 9);
   const only = value('only')?.split(',');
-  const kernels = (back ? [backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]) as CudaKernel[];
+  const kernels = (
+    back ? [backwardWgmmaFused, backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]
+  ) as CudaKernel[];
   for (const D of list('d', [64, 128, 256]))
     for (const masked of [false, true])
       for (const N of list('n', [512, 1024, 2048, 4096, 8192, 16384])) {
@@ -209,7 +212,7 @@ async function time(back: boolean): Promise<void> {
         const problem = problemOf({ B: 16384 / N, Hq: H, Hkv: H, Sq: N, Sk: N, D, causal: masked });
         const made = operandsOf(engine, problem);
         const variants: { kernel: CudaKernel; config: Config }[] = [];
-        for (const kernel of kernels)
+        for (const kernel of kernels.filter((k) => k.refuse(problem, engine.caps) === null))
           for (const config of configsOf(kernel, problem))
             if (only === undefined || kernel.name.endsWith('_mma') || only.some((o) => nameOf(config).startsWith(o)))
               variants.push({ kernel, config });

@@ -12,7 +12,6 @@ import {
   type Probe,
   tensor,
 } from '../../src/index.ts';
-import { webgpuChecks } from './page_webgpu.ts';
 
 const noise = (shape: readonly number[], phase: number) =>
   tensor(
@@ -27,8 +26,6 @@ async function sha256(...tensors: readonly HostTensor[]): Promise<string> {
 }
 
 const checks = {
-  ...webgpuChecks,
-
   isolated: (): boolean => crossOriginIsolated,
 
   doctor: (): Promise<readonly Probe[]> => doctor(),

@@ -7,6 +7,7 @@ import type { Driver } from '../../src/engines/cuda/driver/api.ts';
 import { encodeTensorMap } from '../../src/engines/cuda/driver/tensormap.ts';
 import type { CudaCaps, CudaKernel } from '../../src/engines/cuda/kernel.ts';
 import { backwardWgmma } from '../../src/engines/cuda/kernels/backward_wgmma.ts';
+import { backwardWgmmaFused, orderOf } from '../../src/engines/cuda/kernels/backward_wgmma_fused.ts';
 import { forwardWgmma } from '../../src/engines/cuda/kernels/forward_wgmma.ts';
 import { Assembler } from '../../src/engines/cuda/ptx/assembler.ts';
 import {
@@ -28,6 +29,7 @@ import { advance, descriptor, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '
 import { CONTEXT } from '../../src/mods/expr.ts';
 import { causal, slidingWindow, softcap } from '../../src/mods/library.ts';
 import { createProblem, denseSequences, type Problem, stridesOf } from '../../src/problem/problem.ts';
+import { blockRuns } from '../../src/problem/ranges.ts';
 import { assemble, ptxasMissing } from './ptxas.ts';
 
 const assembler = (): Assembler => new Assembler({ name: 'probe', target: 'sm_90a', threads: 128, blocksPerSm: 1 });
@@ -217,7 +219,46 @@ for (const D of [64, 128, 256, 40])
         assembleAll(`D=${D} ${what}`, backwardWgmma as CudaKernel, problem);
       else assert.match(backwardWgmma.refuse(problem, HOPPER) ?? '', /different lengths|not yet checked on a device/);
     });
+    test(`backward_wgmma_fused D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
+      const problem = problemOf(D, { ...overrides, grads });
+      if (backwardWgmmaFused.refuse(problem, HOPPER) === null)
+        assembleAll(`D=${D} ${what}`, backwardWgmmaFused as CudaKernel, problem);
+      else
+        assert.match(
+          backwardWgmmaFused.refuse(problem, HOPPER) ?? '',
+          /different lengths|not yet checked|up to 128|too few registers/,
+        );
+    });
     test(`forward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       assembleAll(`D=${D} ${what}`, forwardWgmma as CudaKernel, problemOf(D, overrides));
     });
   }
+
+test('backward_wgmma_fused: sums of dQ go by ascending key blocks', () => {
+  for (const mask of [null, named.mask(causal()), named.mask(slidingWindow(100)), named.mask(slidingWindow(0, 300))])
+    for (const [blockQ, blockK] of [
+      [64, 128],
+      [128, 128],
+    ]) {
+      const problem = problemOf(64, { mask, grads });
+      const runs = blockRuns(problem, 'kv', blockQ, blockK);
+      const tiles = 512 / blockQ;
+      const { start, ranks } = orderOf(problem, runs, tiles);
+      const seen: number[][] = Array.from({ length: tiles }, () => []);
+      for (let j = 0; j < runs.rows; j++) {
+        const row = runs.rowOf(0, 0, j);
+        const walked: number[] = [];
+        for (let i = runs.rowStart[row + 1] - 1; i >= runs.rowStart[row]; i--)
+          for (let tile = runs.runs[3 * i + 1] - 1; tile >= runs.runs[3 * i]; tile--) walked.push(tile);
+        assert.equal(start[row + 1] - start[row], walked.length);
+        walked.forEach((tile, at) => {
+          seen[tile].push(ranks[start[row] + at]);
+        });
+      }
+      for (const of of seen)
+        assert.deepEqual(
+          of,
+          of.map((_, rank) => 2 * rank + Number(rank === of.length - 1)),
+        );
+    }
+});

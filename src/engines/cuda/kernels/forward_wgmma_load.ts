@@ -248,12 +248,12 @@ export function emitLoads(
 }
 
 /** Sign bits of a pair of halves are set where the half is NaN or infinite. */
-const WILD = {
+export const WILD = {
   bf16: { exponent: 0x7f807f80, carry: 0x00800080 },
   f16: { exponent: 0x7c007c00, carry: 0x04000400 },
 } as const;
 
-const flagsOf = (
+export const flagsOf = (
   asm: Assembler,
   { exponent, carry }: { exponent: number; carry: number },
   word: Reg<'b32'>,

@@ -14,8 +14,13 @@ const DELTA_THREADS = 128;
 /** Rows of a block of threads. */
 export const DELTA_ROWS: number = DELTA_THREADS / LANES;
 
-/** delta = rowsum(dOut * out) - dLse, and lse2 = log2(e) * lse with +inf for empty rows, so that 2^(s - lse2) is 0 there. */
-export function emitDelta(problem: Problem): KernelText {
+/**
+ * delta = rowsum(dOut * out) - dLse, and lse2 = log2(e) * lse with +inf for empty rows, so that 2^(s - lse2) is 0 there.
+ *
+ * With `tile`, for dense problems: `stats` also takes them tile by tile of that many queries, first lse2, then delta, with
+ * +inf and 0 past the end, and `turns`, a word a tile, is set to 0. The grid then covers whole tiles.
+ */
+export function emitDelta(problem: Problem, tile: number | null = null): KernelText {
   const spec = specOf(problem);
   const asm = new Assembler({ name: 'backward_delta', target: 'sm_80', threads: DELTA_THREADS });
   const thread = asm.special('tid.x');
@@ -48,12 +53,50 @@ export function emitDelta(problem: Problem): KernelText {
   const dLseAt = address(dLse);
   asm.when(given, () => asm.emit('ld.global.f32', extra.name, asm.address('global', dLseAt)));
   asm.set(sum, 'sub.f32', sum, extra);
-  const writes = asm.op('and.pred', inside, asm.op('setp.eq.s32', lane, 0));
-  const [lse2At, deltaAt] = [address(p.lse2), address(p.delta)];
-  asm.when(writes, () => asm.store('global', 'f32', lse2At, lse2));
-  asm.when(writes, () => asm.store('global', 'f32', deltaAt, sum));
+  const leads = asm.op('setp.eq.s32', lane, 0);
+  if (tile === null || problem.grads?.sink === true) {
+    const writes = asm.op('and.pred', inside, leads);
+    const [lse2At, deltaAt] = [address(p.lse2), address(p.delta)];
+    asm.when(writes, () => asm.store('global', 'f32', lse2At, lse2));
+    asm.when(writes, () => asm.store('global', 'f32', deltaAt, sum));
+  }
+  if (tile !== null) writeTiles(asm, tile, { q, h, b: place.b, inside, leads, lse2, delta: sum });
   asm.place(end);
   return asm.finish();
+}
+
+interface RowStatistics {
+  readonly q: Reg<'b32'>;
+  readonly h: Reg<'b32'>;
+  readonly b: Reg<'b32'>;
+  /** Whether the row exists. */
+  readonly inside: Reg<'pred'>;
+  /** Whether this lane writes. */
+  readonly leads: Reg<'pred'>;
+  readonly lse2: Reg<'f32'>;
+  readonly delta: Reg<'f32'>;
+}
+
+function writeTiles(asm: Assembler, tile: number, { q, h, b, inside, leads, lse2, delta }: RowStatistics): void {
+  const [stats, turns] = ['stats', 'turns'].map((n) => asm.parameter(n, 'b64'));
+  const queryTiles = asm.parameter('queryTiles', 'b32');
+  const { Hq } = take(asm, 'Hq');
+  const inHead = asm.op('shr.u32', q, Math.log2(tile));
+  const index = asm.op('mad.lo.s32', asm.op('mad.lo.s32', b, Hq, h), queryTiles, inHead);
+  const row = asm.op('and.b32', q, tile - 1);
+  const at = asm.op('add.s64', stats, asm.op('mul.wide.u32', index, tile * 8));
+  const rowAt = asm.op('add.s64', at, asm.op('mul.wide.u32', row, 4));
+  const values = [
+    asm.op('selp.f32', lse2, Number.POSITIVE_INFINITY, inside),
+    asm.op('selp.f32', delta, 0, inside),
+  ] as const;
+  const turn = asm.op('add.s64', turns, asm.op('mul.wide.u32', index, 4));
+  const first = asm.op('and.pred', leads, asm.op('setp.eq.s32', row, 0));
+  asm.when(leads, () => {
+    asm.store('global', 'f32', rowAt, values[0]);
+    asm.store('global', 'f32', rowAt, values[1], tile * 4);
+  });
+  asm.when(first, () => asm.store('global', 'b32', turn, 0));
 }
 
 /** Calls `visit` with the elements of rows of Dv, this lane's share of them. */

@@ -104,6 +104,22 @@ export function copyBox(
   );
 }
 
+/** Queues the copy of `bytes` bytes that lie together, a multiple of 16 at such addresses; the barrier counts them. */
+export const copyBytes = (
+  asm: Assembler,
+  target: Reg<'b32'>,
+  source: Reg<'b64'>,
+  bytes: Operand<'b32'>,
+  barrier: Reg<'b32'>,
+): void =>
+  asm.emit(
+    'cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes',
+    asm.address('shared', target),
+    asm.address('global', source),
+    spell('cp.async.bulk', 2, 'b32', bytes),
+    at(asm, barrier),
+  );
+
 /** Waits at named barrier `id` (1 to 15) until `threads` threads have come to it or arrived. */
 export const syncNamed = (asm: Assembler, id: Operand<'b32'>, threads: number): void =>
   asm.emit('bar.sync', spell('bar.sync', 0, 'b32', id), String(threads));
