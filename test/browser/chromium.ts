@@ -90,6 +90,13 @@ export async function openPage(folder: string, script: string, isolated: boolean
   return page;
 }
 
+/** Ends the browser's GPU process, as a fault of its driver would. */
+export async function crashGpu(): Promise<void> {
+  const session = await (await browser)?.newBrowserCDPSession();
+  // The name is no part of the typed protocol.
+  await (session as unknown as { send(name: string): Promise<unknown> }).send('Browser.crashGpuProcess');
+}
+
 /** Calls a function of page.ts in the page. */
 export const call = <N extends keyof Checks>(
   page: Page,

@@ -12,6 +12,7 @@ import {
   type Probe,
   tensor,
 } from '../../src/index.ts';
+import { webgpuChecks } from './page_webgpu.ts';
 
 const noise = (shape: readonly number[], phase: number) =>
   tensor(
@@ -26,6 +27,8 @@ async function sha256(...tensors: readonly HostTensor[]): Promise<string> {
 }
 
 const checks = {
+  ...webgpuChecks,
+
   isolated: (): boolean => crossOriginIsolated,
 
   doctor: (): Promise<readonly Probe[]> => doctor(),

@@ -9,7 +9,9 @@ import type { WebGpuOptions } from '../../src/engines/webgpu/index.ts';
 import { executable, inCi } from '../browser/chromium.ts';
 import { runConfigurations, runTable, type TableOptions } from './table.ts';
 
-export interface SoftwareDevice extends Pick<TableOptions, 'every' | 'open' | 'variant'> {
+export interface SoftwareDevice
+  extends Pick<TableOptions, 'every' | 'open' | 'variant'>,
+    Partial<Pick<TableOptions, 'mayRefuse'>> {
   readonly driver: keyof typeof DRIVERS;
   /** Size of a subgroup, and how many lanes lavapipe is told to use; 0 where `open` does without subgroups. */
   readonly lanes: number;
@@ -68,6 +70,7 @@ export async function runSoftware({
   open = {},
   variant,
   every,
+  mayRefuse = /^f64:/,
 }: SoftwareDevice): Promise<void> {
   const title = variant === undefined ? `${driver}, subgroups of ${lanes}` : `${driver}, ${variant}`;
   const reason = useDriver(driver, lanes);
@@ -76,6 +79,6 @@ export async function runSoftware({
     return;
   }
   const options: WebGpuOptions = { adapter: DRIVERS[driver].named, ...open };
-  await runTable('webgpu', { mayRefuse: /^f64:/, open: options, variant: title, every, lanes });
+  await runTable('webgpu', { mayRefuse, open: options, variant: title, every, lanes });
   if (configurations !== undefined) await runConfigurations('webgpu', { open: options, every: configurations });
 }
