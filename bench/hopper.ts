@@ -1,14 +1,15 @@
 /**
  * Checks and times the Hopper kernels against the portable ones in one process, every configuration interleaved.
  *
- *     node bench/hopper.ts OUT.json [check] [time] [backward] [d=64,128,256] [n=512,16384] [only=2/128] [reps=9]
+ *     node bench/hopper.ts OUT.json [check] [time] [backward] [d=64,128,256] [n=512,16384] [kinds=full,causal] [only=2/128]
+ *         [tiles=2/128/2] [alone] [warm=2] [reps=9]
  *
  * `check` compares small problems with float64 on the host, with waits that trap instead of hanging; `time` reports device
  * time by events, the L2 cache flushed before every launch, medians, as TFLOP/s of 4 * pairs * D.
  */
 import { writeFileSync } from 'node:fs';
 import { fromBf16, toBf16 } from '../src/core/dtype.ts';
-import { tensor } from '../src/core/tensor.ts';
+import { type HostTensor, tensor } from '../src/core/tensor.ts';
 import type { Config, Operands } from '../src/engine/contract.ts';
 import { Event } from '../src/engines/cuda/driver/stream.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
@@ -19,10 +20,11 @@ import { backwardWgmmaFused } from '../src/engines/cuda/kernels/backward_wgmma_f
 import { forwardMma } from '../src/engines/cuda/kernels/forward_mma.ts';
 import { forwardWgmma } from '../src/engines/cuda/kernels/forward_wgmma.ts';
 import { CudaProgram } from '../src/engines/cuda/program.ts';
-import type { KernelText } from '../src/engines/cuda/ptx/assembler.ts';
-import { CONTEXT } from '../src/mods/expr.ts';
-import { causal } from '../src/mods/library.ts';
-import { createProblem, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import { CONTEXT, type Mask, type Mod, nodesOf } from '../src/mods/expr.ts';
+import { alibi, and, causal, documents, slidingWindow, softcap } from '../src/mods/library.ts';
+import { countPairs } from '../src/problem/cost.ts';
+import { createProblem, type Dropout, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import { debugged } from './bounded.ts';
 
 const [out, ...words] = process.argv.slice(2);
 const value = (name: string): string | undefined => words.find((w) => w.startsWith(`${name}=`))?.slice(name.length + 1);
@@ -35,13 +37,62 @@ interface Shape {
   readonly Sq: number;
   readonly Sk: number;
   readonly D: number;
-  readonly causal: boolean;
+  readonly kind: string;
 }
 
-function problemOf({ B, Hq, Hkv, Sq, Sk, D, causal: masked }: Shape): Problem {
+/** What is timed by name, for `Hq` heads and `N` keys. */
+function kindOf(kind: string, Hq: number, N: number): { mask?: Mask; mod?: Mod; dropout?: Dropout } {
+  const slopes = (): Mod =>
+    alibi(
+      tensor(
+        Float32Array.from({ length: Hq }, (_, i) => 2 ** (-(i + 1) / 2)),
+        [Hq],
+      ),
+    );
+  const ids = (): Mask =>
+    documents(
+      tensor(
+        Int32Array.from({ length: N }, (_, i) => Math.floor(i / 1500)),
+        [1, N],
+      ),
+    );
+  const dropout: Dropout = { p: 0.1, seed: [1, 2], offset: 0 };
+  switch (kind) {
+    case 'full':
+      return {};
+    case 'causal':
+      return { mask: causal() };
+    case 'alibi':
+      return { mod: slopes() };
+    case 'alibi-causal':
+      return { mod: slopes(), mask: causal() };
+    case 'softcap':
+      return { mod: softcap(20) };
+    case 'softcap-causal':
+      return { mod: softcap(20), mask: causal() };
+    case 'dropout':
+      return { dropout };
+    case 'dropout-causal':
+      return { dropout, mask: causal() };
+    case 'window':
+      return { mask: and(causal(), slidingWindow(1024)) };
+    case 'documents':
+      return { mask: and(causal(), ids()) };
+    default:
+      throw new Error(`no kind of attention is called ${kind}`);
+  }
+}
+
+function problemOf({ B, Hq, Hkv, Sq, Sk, D, kind }: Shape): Problem {
   const q = stridesOf('bhnd', Hq, Sq, D);
   const k = stridesOf('bhnd', Hkv, Sk, D);
-  const mask = causal();
+  const { mask, mod, dropout = null } = kindOf(kind, Hq, Sk);
+  const built = {
+    mask: mask === undefined ? null : { label: mask.label, expr: mask.build(CONTEXT) },
+    mod: mod === undefined ? null : { label: mod.label, expr: mod.build(CONTEXT) },
+  };
+  const roots = [built.mask, built.mod].flatMap((e) => (e === null ? [] : [e.expr]));
+  const sides = [...new Set(nodesOf(...roots).flatMap((e) => (e.kind === 'load' ? [e.tensor] : [])))];
   return createProblem({
     B,
     Hq,
@@ -56,31 +107,13 @@ function problemOf({ B, Hq, Hkv, Sq, Sk, D, causal: masked }: Shape): Problem {
     sequences: denseSequences(B, Sq, Sk),
     uniform: true,
     kv: { kind: 'strided' },
-    mask: masked ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
-    mod: null,
-    sides: [],
+    ...built,
+    sides,
     sink: false,
-    dropout: null,
-    grads: { q: true, k: true, v: true, sides: [], sink: false },
+    dropout,
+    grads: { q: true, k: true, v: true, sides: sides.map(() => false), sink: false },
   });
 }
-
-/** Waits give up after about a second and trap, so that a mistake in the protocol ends the process and not the machine. */
-function bounded(text: KernelText): KernelText {
-  let n = 0;
-  const body = text.text
-    .replace(/^\{$/m, '{\n    .reg .b32 %spin;\n    .reg .pred %spun;\n    mov.b32 %spin, 0;')
-    .replace(/@!(%p\d+) bra (\$wait_\d+);/g, (_, done: string, again: string) => {
-      const on = `$spun_${n++}`;
-      return `@${done} bra ${on};\n    add.s32 %spin, %spin, 1;\n    setp.lt.s32 %spun, %spin, 4000000;\n    @%spun bra ${again};\n    trap;\n${on}:`;
-    });
-  return { ...text, text: body };
-}
-
-const debugged = (kernel: CudaKernel): CudaKernel => ({
-  ...kernel,
-  kernels: (problem, config) => kernel.kernels(problem, config).map(bounded),
-});
 
 const normal = (): number => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 const NOISE = Uint16Array.from({ length: 1 << 20 }, () => toBf16(normal()));
@@ -97,7 +130,7 @@ function noise(engine: CudaEngine, shape: readonly number[]) {
   return { host: data, device: engine.upload(tensor(data, shape, 'bf16')) };
 }
 
-function operandsOf(engine: CudaEngine, { B, Hq, Hkv, Sq, Sk, D }: Problem) {
+function operandsOf(engine: CudaEngine, { B, Hq, Hkv, Sq, Sk, D, sides: read }: Problem) {
   const [q, k, v] = [noise(engine, [B, Hq, Sq, D]), noise(engine, [B, Hkv, Sk, D]), noise(engine, [B, Hkv, Sk, D])];
   const poison = new Uint16Array(q.host.length).fill(0x7fc0);
   const out = engine.upload(tensor(poison, [B, Hq, Sq, D], 'bf16'));
@@ -109,9 +142,11 @@ function operandsOf(engine: CudaEngine, { B, Hq, Hkv, Sq, Sk, D }: Problem) {
     dk: engine.allocate('bf16', [B, Hkv, Sk, D]),
     dv: engine.allocate('bf16', [B, Hkv, Sk, D]),
   };
-  const operands: Operands = { ...forward, ...backward, sides: [], dSides: [], sink: null, dSink: null, dLse: null };
+  const sides = read.map((t) => engine.upload(t as HostTensor));
+  const none = { dSides: sides.map(() => null), sink: null, dSink: null, dLse: null };
+  const operands: Operands = { ...forward, ...backward, sides, ...none };
   const dispose = (): void => {
-    for (const t of [...Object.values(forward), ...Object.values(backward)]) t.dispose();
+    for (const t of [...Object.values(forward), ...Object.values(backward), ...sides]) t.dispose();
   };
   return { q: q.host, k: k.host, v: v.host, operands, dispose };
 }
@@ -155,13 +190,18 @@ async function errors(
   return [Math.sqrt(difference / norm), worst];
 }
 
-/** The first configuration of a portable kernel, and all of a Hopper one; with the word `variants`, its switches both ways. */
+/** The first configuration of a portable kernel; all of a Hopper one, or those asked for. */
 function configsOf(kernel: CudaKernel, problem: Problem): readonly Config[] {
   const all = kernel.configs(problem, engine.caps);
   if (kernel.name.endsWith('_mma')) return all.slice(0, 1);
-  return words.includes('variants') && kernel.pass === 'forward'
-    ? all.flatMap((c) => [c, { ...c, ordered: c.ordered !== true }])
-    : all;
+  const tiles = kernel.pass === 'forward' ? value('tiles')?.split(',').map(tileOf) : undefined;
+  return tiles ?? all;
+}
+
+/** `2/128/2` as a tile of the forward. */
+function tileOf(text: string): Config {
+  const [groups, blockK, stages] = text.split('/').map(Number);
+  return { groups, blockK, stages };
 }
 
 const nameOf = (config: Config): string => Object.values(config).join('/');
@@ -173,11 +213,11 @@ const passes = [false, ...(words.includes('backward') ? [true] : [])].filter(
 
 async function check(): Promise<void> {
   const shapes: Omit<Shape, 'D'>[] = [
-    { B: 1, Hq: 1, Hkv: 1, Sq: 64, Sk: 64, causal: false },
-    { B: 1, Hq: 2, Hkv: 1, Sq: 200, Sk: 300, causal: false },
-    { B: 2, Hq: 4, Hkv: 2, Sq: 300, Sk: 700, causal: true },
-    { B: 1, Hq: 2, Hkv: 2, Sq: 400, Sk: 200, causal: true },
-    { B: 3, Hq: 60, Hkv: 60, Sq: 130, Sk: 130, causal: true },
+    { B: 1, Hq: 1, Hkv: 1, Sq: 64, Sk: 64, kind: 'full' },
+    { B: 1, Hq: 2, Hkv: 1, Sq: 200, Sk: 300, kind: 'full' },
+    { B: 2, Hq: 4, Hkv: 2, Sq: 300, Sk: 700, kind: 'causal' },
+    { B: 1, Hq: 2, Hkv: 2, Sq: 400, Sk: 200, kind: 'causal' },
+    { B: 3, Hq: 60, Hkv: 60, Sq: 130, Sk: 130, kind: 'causal' },
   ];
   for (const D of list('d', [64, 128, 256, 40]))
     for (const shape of shapes) {
@@ -187,7 +227,7 @@ async function check(): Promise<void> {
         const kernel = debugged(forwardWgmma);
         const program = new CudaProgram(engine, kernel, '', config, problem);
         await program.run(problem, made.operands);
-        const [out, lse] = await errors(problem, shape.causal, made);
+        const [out, lse] = await errors(problem, shape.kind === 'causal', made);
         const verdict = out < 6e-3 && lse < 1e-3 ? 'ok' : 'WRONG';
         console.log(
           `${verdict} D=${D} ${nameOf(config)} ${JSON.stringify(shape)} out ${out.toExponential(2)} lse ${lse.toExponential(2)}`,
@@ -202,14 +242,13 @@ async function time(back: boolean): Promise<void> {
   const [start, end] = [new Event(engine.device, true), new Event(engine.device, true)];
   const reps = Number(value('reps') ?? 9);
   const only = value('only')?.split(',');
-  const kernels = (
-    back ? [backwardWgmmaFused, backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]
-  ) as CudaKernel[];
+  const both = (back ? [backwardWgmmaFused, backwardWgmma, backwardMma] : [forwardWgmma, forwardMma]) as CudaKernel[];
+  const kernels = words.includes('alone') ? both.filter(({ name }) => name.includes('wgmma')) : both;
   for (const D of list('d', [64, 128, 256]))
-    for (const masked of [false, true])
+    for (const kind of value('kinds')?.split(',') ?? ['full', 'causal'])
       for (const N of list('n', [512, 1024, 2048, 4096, 8192, 16384])) {
-        const H = 2048 / D;
-        const problem = problemOf({ B: 16384 / N, Hq: H, Hkv: H, Sq: N, Sk: N, D, causal: masked });
+        const H = Math.floor(2048 / D);
+        const problem = problemOf({ B: 16384 / N, Hq: H, Hkv: H, Sq: N, Sk: N, D, kind });
         const made = operandsOf(engine, problem);
         const variants: { kernel: CudaKernel; config: Config }[] = [];
         for (const kernel of kernels.filter((k) => k.refuse(problem, engine.caps) === null))
@@ -222,7 +261,7 @@ async function time(back: boolean): Promise<void> {
           await new CudaProgram(engine, forwardWgmma as CudaKernel, '', config, problem).run(problem, made.operands);
         }
         const times: number[][] = programs.map(() => []);
-        for (let rep = -2; rep < reps; rep++)
+        for (let rep = -Number(value('warm') ?? 2); rep < reps; rep++)
           for (const [i, program] of programs.entries()) {
             engine.device.driver.cuMemsetD8Async(flush.address, 0, 256 << 20, engine.stream.handle);
             start.record(engine.stream);
@@ -231,14 +270,16 @@ async function time(back: boolean): Promise<void> {
             await engine.synchronize();
             if (rep >= 0) times[i].push(start.millisecondsTo(end));
           }
-        const flops = 4 * 2048 * 16384 * N * (masked ? 0.5 : 1) * (back ? 2.5 : 1);
+        const half = kind === 'causal' || kind.endsWith('-causal');
+        const pairs = half ? (problem.B * H * N * N) / 2 : countPairs(problem).pairs;
+        const flops = 4 * D * pairs * (back ? 2.5 : 1);
         const said = variants.map(({ kernel, config }, i) => {
           const sorted = times[i].sort((a, b) => a - b);
           const ms = sorted[sorted.length >> 1];
           rows.push({
             D,
             N,
-            causal: masked,
+            kind,
             kernel: kernel.name,
             config,
             ms,
@@ -247,7 +288,7 @@ async function time(back: boolean): Promise<void> {
           });
           return `${kernel.name.endsWith('_mma') ? 'mma' : nameOf(config)} ${(flops / ms / 1e9).toFixed(0)}`;
         });
-        console.log(`${back ? 'bwd' : 'fwd'} D=${D} ${masked ? 'causal' : 'full'} N=${N}: ${said.join('  ')}`);
+        console.log(`${back ? 'bwd' : 'fwd'} D=${D} ${kind} N=${N}: ${said.join('  ')}`);
         made.dispose();
       }
 }

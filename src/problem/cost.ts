@@ -215,8 +215,8 @@ export function cachedBytes(
   return 2 * out + lse + (2 * q + out + 2 * lse + keys) + (2 * k + 2 * v + queries);
 }
 
-/** Blocks visited over all batches and heads. */
-function visits(problem: Problem, by: 'q' | 'kv', blockQ: number, blockK: number): number {
+/** Blocks of blockQ by blockK that a kernel visits whose rows are blocks of queries, or of keys, over all batches and heads. */
+export function visits(problem: Problem, by: 'q' | 'kv', blockQ: number, blockK: number): number {
   return remember(problem, `visits ${by} ${blockQ} ${blockK}`, () => {
     const { runs, strideB, strideH } = blockRuns(problem, by, blockQ, blockK);
     let blocks = 0;

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
+import { tensor } from '../../src/core/tensor.ts';
 import type { Driver } from '../../src/engines/cuda/driver/api.ts';
 import { encodeTensorMap } from '../../src/engines/cuda/driver/tensormap.ts';
 import type { CudaCaps, CudaKernel } from '../../src/engines/cuda/kernel.ts';
@@ -27,7 +28,7 @@ import {
 } from '../../src/engines/cuda/ptx/async.ts';
 import { advance, descriptor, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../../src/engines/cuda/ptx/wgmma.ts';
 import { CONTEXT } from '../../src/mods/expr.ts';
-import { causal, slidingWindow, softcap } from '../../src/mods/library.ts';
+import { alibi, causal, slidingWindow, softcap } from '../../src/mods/library.ts';
 import { createProblem, denseSequences, type Problem, stridesOf } from '../../src/problem/problem.ts';
 import { blockRuns } from '../../src/problem/ranges.ts';
 import { assemble, ptxasMissing } from './ptxas.ts';
@@ -173,15 +174,21 @@ test('forward_wgmma: what it refuses, with reasons', () => {
   assert.match(forwardWgmma.refuse(plain, { ...HOPPER, capability: 80 }) ?? '', /9\.0/);
   assert.match(forwardWgmma.refuse(problemOf(128, { dtype: 'f32' }), HOPPER) ?? '', /f16 and bf16/);
   assert.match(forwardWgmma.refuse(problemOf(20), HOPPER) ?? '', /16 bytes/);
-  assert.match(forwardWgmma.refuse(problemOf(160), HOPPER) ?? '', /129 to 192/);
+  const paged = { kv: { kind: 'paged', pageSize: 16, maxPages: 32, table: new Int32Array(64) } } as const;
+  assert.match(forwardWgmma.refuse(problemOf(128, paged), HOPPER) ?? '', /paged/);
 });
 
+const slopes = tensor(Float32Array.of(0.5, 0.25, 0.1, 0.01), [4]);
 const VARIANTS: readonly (readonly [string, Partial<Problem>])[] = [
   ['plain', {}],
   ['causal', { mask: named.mask(causal()) }],
   ['window', { mask: named.mask(slidingWindow(100)) }],
   ['lengths', { uniform: false }],
   ['softcap', { mod: { label: 'softcap', expr: softcap(20).build(CONTEXT) } }],
+  [
+    'alibi',
+    { mask: named.mask(causal()), mod: { label: 'alibi', expr: alibi(slopes).build(CONTEXT) }, sides: [slopes] },
+  ],
   ['dropout', { dropout: { p: 0.1, seed: [1, 2], offset: 0 } }],
 ];
 
@@ -211,13 +218,13 @@ function assembleAll(what: string, kernel: CudaKernel, problem: Problem): void {
 
 const grads = { q: true, k: true, v: true, sides: [], sink: false };
 
-for (const D of [64, 128, 256, 40])
+for (const D of [64, 128, 256, 40, 192])
   for (const [what, overrides] of VARIANTS) {
     test(`backward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       const problem = problemOf(D, { ...overrides, grads });
       if (backwardWgmma.refuse(problem, HOPPER) === null)
         assembleAll(`D=${D} ${what}`, backwardWgmma as CudaKernel, problem);
-      else assert.match(backwardWgmma.refuse(problem, HOPPER) ?? '', /different lengths|not yet checked on a device/);
+      else assert.match(backwardWgmma.refuse(problem, HOPPER) ?? '', /different lengths/);
     });
     test(`backward_wgmma_fused D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       const problem = problemOf(D, { ...overrides, grads });

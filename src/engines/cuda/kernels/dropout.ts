@@ -25,6 +25,14 @@ export interface Dropout {
   keepQuads(kv: Reg<'b32'>, q0: Reg<'b32'>, q1: Reg<'b32'>): readonly [readonly [Pair, Pair], readonly [Pair, Pair]];
 }
 
+/** Both halves of a product of 32-bit numbers, the upper one first. */
+function product(asm: Assembler, x: Reg<'b32'>, by: number): [Reg<'b32'>, Reg<'b32'>] {
+  const wide = asm.op('mul.wide.u32', x, by);
+  const [low, high] = asm.regs('b32', 2);
+  asm.emit('mov.b64', `{${low.name}, ${high.name}}`, wide.name);
+  return [high, low];
+}
+
 /** @param bh register of b * Hq + h. */
 export function dropoutOf(asm: Assembler, bh: Reg<'b32'>): Dropout {
   const p = take(asm, 'seed0', 'seed1', 'offset', 'threshold', 'keepScale');
@@ -41,10 +49,8 @@ export function dropoutOf(asm: Assembler, bh: Reg<'b32'>): Dropout {
   const words = (four: Reg<'b32'>, q: Reg<'b32'>, head: Reg<'b32'>): Reg<'b32'>[] => {
     let c = [four, asm.op('and.b32', q, ~8), head, p.offset];
     for (const [k0, k1] of keys) {
-      const high0 = asm.op('mul.hi.u32', c[0], PHILOX.m0);
-      const high1 = asm.op('mul.hi.u32', c[2], PHILOX.m1);
-      const low0 = asm.op('mul.lo.s32', c[0], PHILOX.m0);
-      const low1 = asm.op('mul.lo.s32', c[2], PHILOX.m1);
+      const [high0, low0] = product(asm, c[0], PHILOX.m0);
+      const [high1, low1] = product(asm, c[2], PHILOX.m1);
       c = [
         asm.op('xor.b32', asm.op('xor.b32', high1, c[1]), k0),
         low1,

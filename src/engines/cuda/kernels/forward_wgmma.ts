@@ -8,7 +8,8 @@
  */
 import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
-import { cachedBytes, flopsOf } from '../../../problem/cost.ts';
+import { type F32, nodesOf } from '../../../mods/expr.ts';
+import { cachedBytes, flopsOf, visits } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { blockRuns } from '../../../problem/ranges.ts';
 import type { Driver } from '../driver/api.ts';
@@ -22,6 +23,7 @@ import { emitCompute } from './forward_wgmma_compute.ts';
 import { emitLoads, emitScan } from './forward_wgmma_load.ts';
 import { BLOCK, layoutOf } from './forward_wgmma_shared.ts';
 import { fill, take } from './parameters.ts';
+import { perHead } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
 
 export interface HopperForwardConfig extends Readonly<Record<string, number | string | boolean>> {
@@ -30,8 +32,6 @@ export interface HopperForwardConfig extends Readonly<Record<string, number | st
   readonly blockK: number;
   /** Buffers for keys, and as many for values. */
   readonly stages: number;
-  /** Whether a step's softmax is finished before its second product is waited for, or the compiler may choose. */
-  readonly ordered: boolean;
 }
 
 /** Registers of a thread after the warpgroups have shared out the multiprocessor's 65536, by number of computing ones. */
@@ -47,20 +47,25 @@ const SECTION_BYTES = 32 * 2 ** 20;
 /** A configuration with its rate, relative to the others of its head size, on long sequences of an H200. */
 type Rated = readonly [config: HopperForwardConfig, rate: number];
 
-/** Tiles by head size, the fastest of those tried that fit the registers. */
+/** Tiles by head size, the fastest of those tried that fit the registers; the first where nothing is known. */
 function candidates(spec: Spec): Rated[] {
   const widest = Math.max(spec.padD, spec.padDv);
   const masked = spec.mask !== null || !spec.dense;
-  const tile = (groups: number, blockK: number, rate: number, ordered: boolean): Rated => [
-    { groups, blockK, stages: 2, ordered },
-    rate,
-  ];
-  if (spec.dropout)
-    return [widest <= 64 ? tile(2, 128, 1, false) : widest <= 128 ? tile(2, 112, 1, false) : tile(2, 64, 1, false)];
-  const [small, large] = [tile(2, 128, 0.91, true), tile(3, 96, 1, masked)];
-  if (widest <= 64) return spec.dense || spec.D === spec.padD ? [large, small] : [small];
-  if (widest <= 128) return [tile(2, 128, 1, masked), tile(2, 176, masked ? 1.01 : 1.03, false)];
-  return widest <= 192 ? [tile(2, 96, 1, true)] : [tile(2, 80, 1.025, true), tile(2, 64, 1, true)];
+  const tile = (groups: number, blockK: number, rate: number, stages = 2): Rated => [{ groups, blockK, stages }, rate];
+  if (spec.dropout) return [widest <= 64 ? tile(3, 96, 1, 3) : widest <= 128 ? tile(2, 112, 1) : tile(2, 64, 1)];
+  // Three warpgroups hide more of the softmax where its registers fit; wide rows are lost at the ends of short sequences.
+  const simple = spec.mod === null || isLight(spec.mod);
+  if (widest <= 64)
+    return [...(simple && spec.dense ? [tile(3, 128, 1, 3)] : []), tile(2, 128, masked ? 0.85 : 0.77, 4)];
+  if (widest <= 128) return [tile(2, 128, 1), ...(spec.mod !== null && simple && !masked ? [tile(3, 80, 1.07)] : [])];
+  return widest <= 192 ? [tile(2, 96, 1)] : [tile(2, 80, 1.04), tile(2, 64, 1)];
+}
+
+/** Whether a modifier needs few registers: it reads nothing that changes with the position, and is short. */
+function isLight(mod: F32): boolean {
+  const nodes = nodesOf(mod);
+  const heads = new Set(nodesOf(...perHead(mod)));
+  return nodes.length <= 16 && nodes.every((e) => e.kind !== 'load' || heads.has(e));
 }
 
 /** The spec with head sizes rounded up to whole panels, which is what the copy engine fills. */
@@ -78,10 +83,6 @@ export function refuseHopper(
   if (caps.capability !== 90) return 'these instructions exist on compute capability 9.0 alone';
   if (problem.dtype !== 'f16' && problem.dtype !== 'bf16') return 'only f16 and bf16';
   if (problem.kv.kind === 'paged') return 'paged keys and values';
-  // What has only been assembled, never run on a device, is left to the kernels that have.
-  const { padD, padDv } = panelSpec(problem);
-  if (Math.max(padD, padDv) === 192) return 'head sizes from 129 to 192: not yet checked on a device';
-  if (problem.dropout !== null) return 'dropout: its tiles are not yet checked on a device';
   const rows = ceilDiv(Math.max(problem.Sq, problem.Sk), 64);
   if (problem.B * problem.Hq * rows >= 2 ** 31) return 'too many tiles';
   for (const name of tensors) {
@@ -110,17 +111,15 @@ export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
 const RATE = 1.8;
 
 function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): Cost {
-  const { Sq, Sk } = problem;
   const { groups, blockK } = config;
   const blockQ = groups * 64;
   const flops = flopsOf(problem, 'forward');
   // What tiles read again comes from the L2 cache.
   const bytes = cachedBytes(problem, 'forward', blockQ, blockK, l2Of(caps));
   const rate = candidates(panelSpec(problem)).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
-  // Rows of padding are worked on too, and masks end inside of blocks.
-  const padded = (alignTo(Sq, blockQ) * alignTo(Sk, blockK)) / Math.max(Sq * Sk, 1);
-  const ragged = problem.mask === null ? 1 : 1 + (blockQ + blockK) / Math.max(Sk, 1);
-  const work = (flops * padded * ragged) / rate;
+  // Whole blocks are worked on: past the ends of sequences, and where masks end inside of them.
+  const pairs = visits(problem, 'q', blockQ, blockK) * blockQ * blockK;
+  const work = (pairs * 2 * (problem.D + problem.Dv)) / rate;
   const seconds = Math.max(work / (caps.flops * RATE), bytes / caps.bandwidth);
   return { flops, bytes, workspace: 0, seconds };
 }

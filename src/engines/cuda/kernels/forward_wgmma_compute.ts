@@ -5,11 +5,15 @@
  * one's softmax also overlaps the others' products.
  */
 import { LOG2E } from '../../../core/math.ts';
+import type { Expr } from '../../../mods/expr.ts';
+import { lower } from '../../../mods/lower.ts';
+import type { Value } from '../math.ts';
 import type { Assembler, Label } from '../ptx/assembler.ts';
-import { arrive, arriveNamed, BARRIER_BYTES, cursorOf, syncNamed, waitParity } from '../ptx/async.ts';
+import { arrive, arriveNamed, BARRIER_BYTES, cursorOf, syncNamed, testParity, waitParity } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
 import { advance, descriptor, PANEL_BYTES, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../ptx/wgmma.ts';
+import { ceilingOf } from './ceiling.ts';
 import { dropoutOf } from './dropout.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
 import { slot } from './forward_wgmma_load.ts';
@@ -20,7 +24,7 @@ import { lanesOf, packPair, type Tile } from './fragments.ts';
 import { strided } from './loader.ts';
 import { take, takeSides } from './parameters.ts';
 import { baseOf, type Place, queryRows } from './place.ts';
-import { columnPositions, rowPositions, scorerOf } from './scores.ts';
+import { columnPositions, perHead, rowPositions, scorerOf } from './scores.ts';
 import { finishRow } from './softmax.ts';
 import type { Spec } from './spec.ts';
 
@@ -37,7 +41,7 @@ export interface ComputeInputs {
 export function emitCompute(
   asm: Assembler,
   spec: Spec,
-  { groups, blockK, stages, ordered }: HopperForwardConfig,
+  { groups, blockK, stages }: HopperForwardConfig,
   shared: SharedLayout,
   inputs: ComputeInputs,
 ): void {
@@ -96,18 +100,35 @@ export function emitCompute(
   const held = { kv0: asm.reg('b32'), edge: asm.reg('b32'), tile: asm.reg('b32') };
   const zero = asm.constant('b32', 0);
   const place: Place = { b, lenQ, lenK, qStart: zero, kStart: zero, sides };
-  const toLog2 = spec.folded ? inputs.scaleLog2 : asm.constant('f32', LOG2E);
+  const ceiling = storage === 'bf16' ? ceilingOf(spec.mod) : null;
   const bh = asm.reg('b32');
   const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
+  /** Parts of the modifier that change with the tile alone. */
+  const fixed = new Map<Expr, Reg>(perHead(spec.mod).map((e) => [e, asm.reg(e.type === 'f32' ? 'f32' : 'b32')]));
   const readNote = (to: Reg<'b32'>, note: Reg<'b32'>, offset: number): void =>
     asm.emit('ld.shared.b32', to.name, asm.address('shared', note, offset));
   const rowsOf = (q0: Reg<'b32'>): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, 1);
 
-  const waitForK = (stopped: Label): void => {
-    waitParity(asm, slot(asm, k.full, atK, BARRIER_BYTES), atK.parity);
+  const next = asm.regs('b32', 4);
+  const [readyK, readyV] = asm.regs('pred', 2);
+  const readNext = (): void => {
     const at = slot(asm, k.note, atK, BLOCK.bytes);
-    const list = [kv0, edge, ends, tile].map((r) => r.name).join(', ');
-    asm.emit('ld.shared.v4.b32', `{${list}}`, asm.address('shared', at));
+    asm.emit('ld.shared.v4.b32', `{${next.map((r) => r.name).join(', ')}}`, asm.address('shared', at));
+  };
+  /** Looks whether the next block is here, and at its note, long before it is needed. */
+  const peekK = (): void => {
+    testParity(asm, readyK, slot(asm, k.full, atK, BARRIER_BYTES), atK.parity);
+    asm.when(readyK, readNext);
+  };
+  const waitForK = (stopped: Label): void => {
+    const here = asm.label('here');
+    asm.branch(here, readyK);
+    waitParity(asm, slot(asm, k.full, atK, BARRIER_BYTES), atK.parity);
+    readNext();
+    asm.place(here);
+    [kv0, edge, ends, tile].forEach((r, i) => {
+      asm.set(r, 'mov.b32', next[i]);
+    });
     asm.branch(stopped, asm.op('setp.lt.s32', kv0, 0), { uniform: true });
   };
   const isFirst = asm.reg('pred');
@@ -128,6 +149,13 @@ export function emitCompute(
     rowsOf(asm.load('shared', 'b32', tile, TILE.q0)).forEach((row, r) => {
       asm.set(qPositions[r], 'mov.b32', row);
     });
+    const opening = scorerOf(asm, spec, place).scope;
+    const nowhere = { score: null, index: { b, h, lenQ, lenK, q: zero, kv: zero } };
+    for (const [e, r] of fixed) {
+      const value = opening.reg(lower<Value>(e, opening.at(nowhere)));
+      if (r.type === 'f32') asm.set(r as Reg<'f32'>, 'mov.f32', value as Reg<'f32'>);
+      else asm.set(r as Reg<'b32'>, 'mov.b32', value as Reg<'b32'>);
+    }
     if (dropout !== null) asm.set(bh, 'mad.lo.s32', b, inputs.Hq, h);
     asm.place(known);
   };
@@ -156,15 +184,19 @@ export function emitCompute(
       });
     wgmmaCommit(asm);
   };
-  const waitForV = (): void => {
+  /** What says that values are here, and looked through where masked ones could reach a product. */
+  const arrivalOfV = (): Reg<'b32'> => {
     const full = slot(asm, v.full, atV, BARRIER_BYTES);
-    if (!shared.scans) {
-      waitParity(asm, full, atV.parity);
-      return;
-    }
+    if (!shared.scans) return full;
     const scanned = slot(asm, shared.scanned, atV, BARRIER_BYTES);
-    const isEdge = asm.op('setp.ne.s32', held.edge, 0);
-    waitParity(asm, asm.op('selp.b32', scanned, full, isEdge), atV.parity);
+    return asm.op('selp.b32', scanned, full, asm.op('setp.ne.s32', held.edge, 0));
+  };
+  const peekV = (): void => testParity(asm, readyV, arrivalOfV(), atV.parity);
+  const waitForV = (): void => {
+    const here = asm.label('here');
+    asm.branch(here, readyV);
+    waitParity(asm, arrivalOfV(), atV.parity);
+    asm.place(here);
   };
   const releaseK = (): void => {
     release(slot(asm, k.empty, atK, BARRIER_BYTES));
@@ -182,16 +214,39 @@ export function emitCompute(
 
   const alphas = asm.regs('f32', 2);
   const grew = asm.reg('pred');
+  /** Brings the maximum of a row up to date: what is added to its exponents. */
+  const raise = (tiles: readonly Tile[], r: number, toLog2: Reg<'f32'>): Reg<'f32'> => {
+    const own = tiles.flatMap((tile) => tile.slice(2 * r, 2 * r + 2));
+    const tops = own.slice(0, CHAINS);
+    for (let i = CHAINS; i < own.length; i++) tops[i % CHAINS] = asm.op('max.f32', tops[i % CHAINS], own[i]);
+    let top = tops.reduce((x, y) => asm.op('max.f32', x, y));
+    for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
+    const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
+    const bigger = asm.op('setp.gt.f32', next, best[r]);
+    asm.set(grew, 'or.pred', bigger, r === 0 ? bigger : grew);
+    // As in forward_mma: a row that has seen nothing subtracts 0, and the number subtracted is the one scaled by.
+    const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
+    const subtracted = asm.op('selp.f32', 0, next, empty);
+    const shift = asm.op('neg.f32', subtracted);
+    asm.set(alphas[r], 'ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
+    asm.set(best[r], 'mov.f32', next);
+    return shift;
+  };
   /** From scores to probabilities, still in f32; `alphas` and `grew` say what that did to the rows' maxima. */
   const softmax = (): Tile[] => {
     let tiles = tilesOf(s);
-    const scorer = scorerOf(asm, spec, place);
+    let toLog2 = inputs.scaleLog2;
+    const scorer = scorerOf(asm, spec, place, fixed);
     const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
     const grid = { rowsAre: 'q', rows: qPositions, columns, head: h } as const;
-    if (!spec.folded) for (const x of s) asm.set(x, 'mul.f32', x, inputs.scale);
     if (spec.mod !== null) {
       asm.stage('mod');
-      tiles = scorer.modify([tiles], grid, [spec.mod])[0][0];
+      const modified = scorer.modified(tiles, grid, spec.mod, inputs.scale);
+      tiles = modified.tiles;
+      toLog2 = asm.constant('f32', LOG2E * modified.factor);
+    } else if (!spec.folded) {
+      for (const x of s) asm.set(x, 'mul.f32', x, inputs.scale);
+      toLog2 = asm.constant('f32', LOG2E);
     }
     const full = asm.label('full');
     asm.branch(full, asm.op('setp.eq.s32', edge, 0), { uniform: true });
@@ -205,22 +260,10 @@ export function emitCompute(
     });
     asm.place(full);
     asm.stage('softmax');
+    peekK();
     const out = tiles.map((tile) => [...tile]);
     for (const r of [0, 1]) {
-      const own = tiles.flatMap((tile) => tile.slice(2 * r, 2 * r + 2));
-      const tops = own.slice(0, 2);
-      for (let i = 2; i < own.length; i++) tops[i % 2] = asm.op('max.f32', tops[i % 2], own[i]);
-      let top = asm.op('max.f32', tops[0], tops[1]);
-      for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
-      const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
-      const bigger = asm.op('setp.gt.f32', next, best[r]);
-      asm.set(grew, 'or.pred', bigger, r === 0 ? bigger : grew);
-      // As in forward_mma: a row that has seen nothing subtracts 0, and the number subtracted is the one scaled by.
-      const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
-      const subtracted = asm.op('selp.f32', 0, next, empty);
-      const shift = asm.op('neg.f32', subtracted);
-      asm.set(alphas[r], 'ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
-      asm.set(best[r], 'mov.f32', next);
+      const shift = ceiling === null ? raise(tiles, r, toLog2) : asm.constant('f32', -ceiling);
       const sums: Reg<'f32'>[] = [];
       tiles.forEach((tile, n) => {
         for (const e of [2 * r, 2 * r + 1]) {
@@ -231,7 +274,8 @@ export function emitCompute(
         }
       });
       const total = sums.filter((x) => x !== undefined).reduce((x, y) => asm.op('add.f32', x, y));
-      asm.set(sum[r], 'fma.rn.f32', sum[r], alphas[r], total);
+      if (ceiling === null) asm.set(sum[r], 'fma.rn.f32', sum[r], alphas[r], total);
+      else asm.set(sum[r], 'add.f32', sum[r], total);
     }
     if (dropout !== null) {
       asm.stage('dropout');
@@ -246,6 +290,7 @@ export function emitCompute(
     return out;
   };
   const rescale = (): void => {
+    if (ceiling !== null) return;
     const same = asm.label('same');
     const any = asm.reg('pred');
     asm.emit('vote.sync.any.pred', any.name, grew.name, '-1');
@@ -311,7 +356,9 @@ export function emitCompute(
     for (const r of [0, 1]) {
       let all = total[r];
       for (const lane of [1, 2]) all = asm.op('add.f32', all, shuffleXor(asm, all, lane));
-      const { scale, value } = finishRow(asm, top[r], all, logit);
+      const empty = asm.op('setp.eq.f32', all, 0);
+      const most = ceiling === null ? top[r] : asm.op('selp.f32', Number.NEGATIVE_INFINITY, ceiling, empty);
+      const { scale, value } = finishRow(asm, most, all, logit, 'rcp.approx.ftz.f32');
       const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
       acc.forEach((x, i) => {
         if (((i >> 1) & 1) === r) asm.set(x, 'mul.f32', x, factor);
@@ -356,6 +403,7 @@ export function emitCompute(
   const drain = asm.label('drain');
   const finished = asm.label('finished');
   asm.stage('first block of all: scores and probabilities');
+  asm.set(readyK, 'not.pred', yes);
   waitForK(finished);
   openTile();
   queueScores();
@@ -366,6 +414,7 @@ export function emitCompute(
   hold(softmax());
 
   asm.place(loop);
+  peekV();
   waitForK(drain);
   openTile();
   takeTurn();
@@ -382,10 +431,6 @@ export function emitCompute(
   startRows();
   asm.place(sameTile);
   const probabilities = softmax();
-  if (ordered) {
-    // Sums of powers are never negative; that this depends on them keeps the compiler from moving them past the wait.
-    for (const total of sum) asm.when(asm.op('setp.lt.f32', total, 0), () => asm.emit('trap'));
-  }
   wgmmaWait(asm, 0);
   addFound();
   releaseV();
@@ -411,6 +456,9 @@ export function emitCompute(
   finish(best, sum);
   asm.place(finished);
 }
+
+/** Maxima of a row found side by side: one after the other they would wait for each other. */
+const CHAINS = 4;
 
 /** log2(e) times the sink of head h. */
 function sinkOf(asm: Assembler, sink: Reg<'b64'>, h: Reg<'b32'>): Reg<'f32'> {

@@ -1,5 +1,6 @@
 /** The rare case of NaN or infinity in partly masked values, which the scanners have cleared from shared memory. */
 import { lower } from '../../../mods/lower.ts';
+import type { Value } from '../math.ts';
 import type { Assembler } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import type { Tile } from './fragments.ts';
@@ -37,7 +38,7 @@ export function rescue(asm: Assembler, spec: Spec, options: Rescue): void {
   const attends = qPositions.map((q) => {
     if (spec.mask === null) return asm.op('setp.lt.s32', kv, end);
     const grid = { rowsAre: 'q', rows: [q], columns: [kv], head: h } as const;
-    return lower<Reg>(spec.mask, scorer.scope.at(scorer.point(grid, 0, 0, 0, null))) as Reg<'pred'>;
+    return scorer.scope.reg(lower<Value>(spec.mask, scorer.scope.at(scorer.point(grid, 0, 0, 0, null)))) as Reg<'pred'>;
   });
   const row = asm.op('add.s64', source.row(kv), asm.op('mul.wide.u32', t, 2 * spec.size));
   acc.forEach((tile, n) => {

@@ -4,6 +4,7 @@
  * is rare, they are replaced by zeros, after the caller has added them where they do belong.
  */
 import { lower } from '../../../mods/lower.ts';
+import type { Value } from '../math.ts';
 import type { Assembler } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { chunkByte, pitchOf, type Storage, type Tile } from './fragments.ts';
@@ -106,7 +107,9 @@ export function addAttended(asm: Assembler, options: Attended): void {
   const attends = qPositions.map((_, r) => {
     const head = rowHead === undefined ? {} : { rowHead: [rowHead[r]] };
     const grid = { rowsAre: 'q', rows: [qPositions[r]], columns: [kv], head: h, ...head } as const;
-    const kept = lower<Reg>(spec.mask!, scorer.scope.at(scorer.point(grid, 0, 0, 0, null))) as Reg<'pred'>;
+    const kept = scorer.scope.reg(
+      lower<Value>(spec.mask!, scorer.scope.at(scorer.point(grid, 0, 0, 0, null))),
+    ) as Reg<'pred'>;
     return asm.op('and.pred', kept, inside);
   });
   const line = asm.op('mad.lo.s32', row, pitch, base);

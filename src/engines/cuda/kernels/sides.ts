@@ -7,6 +7,7 @@ import type { TensorLike } from '../../../core/tensor.ts';
 import type { F32, I32 } from '../../../mods/expr.ts';
 import { nodesOf } from '../../../mods/expr.ts';
 import { lowerAll } from '../../../mods/lower.ts';
+import type { Value } from '../math.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
@@ -52,7 +53,7 @@ export function sideSums(asm: Assembler, side: SideGradient): SideSums {
   };
   const addressOf = (scorer: Scorer, grid: Grid, m: number, n: number, e: number): Reg<'b64'> => {
     const point = scorer.point(grid, m, n, e, null);
-    const indices = lowerAll<Reg>(side.indices, scorer.scope.at(point));
+    const indices = lowerAll<Value>(side.indices, scorer.scope.at(point));
     const element = scorer.scope.element(side.tensor, indices);
     const bytes =
       element.type === 'b64' ? asm.op('mul.lo.s64', element, 8) : asm.op('mul.wide.s32', element as Reg<'b32'>, 8);

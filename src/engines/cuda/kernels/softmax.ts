@@ -54,13 +54,15 @@ export function sinkLogit(asm: Assembler, h: Reg<'b32'>, sink: Reg<'b64'> = take
 
 /**
  * From a row's maximum (base 2) and sum to the factor of its output and its lse: l + 2^(sink - m) over a common maximum, so
- * that a sink far above every score does not overflow. A row that attends to nothing gives factor 0 and lse -inf.
+ * that a sink far above every score does not overflow. `reciprocal` may be off by a unit in the last place where results are
+ * rounded to halves. A row that attends to nothing gives factor 0 and lse -inf.
  */
 export function finishRow(
   asm: Assembler,
   best: Reg<'f32'>,
   sum: Reg<'f32'>,
   sinkLog2: Reg<'f32'> | null,
+  reciprocal: 'rcp.rn.f32' | 'rcp.approx.ftz.f32' = 'rcp.rn.f32',
 ): { scale: Reg<'f32'>; value: Reg<'f32'> } {
   const empty = asm.op('setp.eq.f32', best, Number.NEGATIVE_INFINITY);
   let [top, total, weight]: [Reg<'f32'>, Reg<'f32'>, Reg<'f32'> | null] = [best, sum, null];
@@ -69,7 +71,7 @@ export function finishRow(
     weight = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', best, top));
     total = asm.op('fma.rn.f32', sum, weight, asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', sinkLog2, top)));
   }
-  const inverse = asm.op('rcp.rn.f32', total);
+  const inverse = asm.op(reciprocal, total);
   const scale = weight === null ? inverse : asm.op('mul.f32', weight, inverse);
   const value = asm.op('mul.f32', asm.op('add.f32', top, asm.op('lg2.approx.f32', total)), LN2);
   return {

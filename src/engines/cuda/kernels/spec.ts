@@ -9,6 +9,7 @@ import type { Bool, F32 } from '../../../mods/expr.ts';
 import { printExpr } from '../../../mods/print.ts';
 import { simplify } from '../../../mods/simplify.ts';
 import type { Problem, Strides } from '../../../problem/problem.ts';
+import { NEAR } from '../math.ts';
 import type { Storage } from './fragments.ts';
 import type { Grain } from './loader.ts';
 
@@ -29,6 +30,8 @@ export interface Spec {
   readonly pageSize: number;
   /** The scale may be folded into the exponent: it is positive and no modifier wants the scaled score itself. */
   readonly folded: boolean;
+  /** Every length is small enough for positions to be whole numbers in f32: see math.ts. */
+  readonly near: boolean;
   readonly mask: Bool | null;
   readonly mod: F32 | null;
   readonly sides: readonly TensorLike[];
@@ -67,6 +70,7 @@ function makeSpec(p: Problem): Spec {
     dense: p.uniform && p.sequences.every((x, i) => i % 2 === 1 || x === 0),
     pageSize: p.kv.kind === 'paged' ? p.kv.pageSize : 0,
     folded: mod === null && p.scale > 0,
+    near: Math.max(p.Sq, p.Sk) < NEAR,
     sink: p.sink,
     dropout: p.dropout !== null,
     grains: {

@@ -38,6 +38,10 @@ export const arriveExpecting = (asm: Assembler, barrier: Reg<'b32'>, bytes: Oper
     spell('expect_tx', 2, 'b32', bytes),
   );
 
+/** Sets `over` where the phase of the given parity is over, without waiting. */
+export const testParity = (asm: Assembler, over: Reg<'pred'>, barrier: Reg<'b32'>, parity: Reg<'b32'>): void =>
+  asm.emit('mbarrier.test_wait.parity.shared::cta.b64', over.name, at(asm, barrier), parity.name);
+
 /** Waits for the phase of the given parity to be over. A fresh barrier counts as having finished one of parity 1. */
 export function waitParity(asm: Assembler, barrier: Reg<'b32'>, parity: Reg<'b32'>, offset = 0): void {
   const again = asm.label('wait');
