@@ -12,6 +12,7 @@ export class Buffers {
   /** Free buffers by usage and size, newest last. */
   readonly #free = new Map<string, GPUBuffer[]>();
   readonly #live = new Set<GPUBuffer>();
+  readonly #kept = new Set<GPUBuffer>();
   #bytes = 0;
   #idle = 0;
 
@@ -20,7 +21,7 @@ export class Buffers {
     this.#limit = limit;
   }
 
-  /** Bytes of live buffers, those waiting in the pool left out. */
+  /** Bytes of live buffers, those waiting in the pool or kept left out. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -71,6 +72,23 @@ export class Buffers {
     if (this.#idle > this.#limit / 4) this.trim();
   }
 
+  /** A buffer that stays with its owner until `release`, not counted as in use: it holds nothing of a caller's. */
+  keep(bytes: number, usage: GPUBufferUsageFlags): GPUBuffer {
+    const buffer = this.take(bytes, usage);
+    this.#live.delete(buffer);
+    this.#kept.add(buffer);
+    this.#bytes -= buffer.size;
+    return buffer;
+  }
+
+  /** Gives a kept buffer back to the pool. */
+  release(buffer: GPUBuffer): void {
+    if (!this.#kept.delete(buffer)) return;
+    this.#live.add(buffer);
+    this.#bytes += buffer.size;
+    this.give(buffer);
+  }
+
   /** Destroys everything idle. */
   trim(): void {
     for (const list of this.#free.values()) for (const buffer of list) buffer.destroy();
@@ -80,8 +98,9 @@ export class Buffers {
 
   close(): void {
     this.trim();
-    for (const buffer of this.#live) buffer.destroy();
+    for (const buffer of [...this.#live, ...this.#kept]) buffer.destroy();
     this.#live.clear();
+    this.#kept.clear();
     this.#bytes = 0;
   }
 }

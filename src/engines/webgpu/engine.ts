@@ -10,7 +10,8 @@ import type { Found } from './device.ts';
 import { Faults } from './faults.ts';
 import { KERNELS } from './kernels/index.ts';
 import { type Launch, problemKey, type WebGpuCaps, type WebGpuKernel } from './kernels/kernel.ts';
-import { type Borrowed, type Compiled, compile, type Place, placesOfOperands, programKey, record } from './programs.ts';
+import { type Compiled, compile, type Place, placesOfOperands, programKey } from './programs.ts';
+import { type Borrowed, type Recorder, Resident, record } from './record.ts';
 import { GpuTensor, ownTensor } from './tensor.ts';
 import type { Shader } from './wgsl/module.ts';
 
@@ -27,6 +28,12 @@ export interface EncodeOptions {
   /** Query set and indices that receive the pass's begin and end times, on devices with `timestamp-query`. */
   readonly timestamps?: GPUComputePassTimestampWrites;
 }
+
+/** Launches that keep their constants on the device. */
+const RESIDENTS = 64;
+
+/** Lengths and page tables may be rewritten in place between calls; everything else of a problem is frozen. */
+const isFrozen = (p: Problem): boolean => p.uniform && p.kv.kind === 'strided';
 
 export class WebGpuEngine implements Engine {
   readonly name = 'webgpu';
@@ -47,6 +54,7 @@ export class WebGpuEngine implements Engine {
     this.caps = caps;
     this.#buffers = new Buffers(found.device, caps.memory);
     this.#faults = new Faults(found.device, caps.memory);
+    this.#recorder = { device: found.device, buffers: this.#buffers, bindingSize: caps.bindingSize };
   }
 
   get bytesInUse(): number {
@@ -111,13 +119,12 @@ export class WebGpuEngine implements Engine {
       throw new ArgumentError('step.kernel', `one of ${this.kernels.map((k) => k.name).join(', ')}`, step.kernel);
     const key = programKey(kernel.name, step.config, problemKey(problem));
     const compiled = await this.#compile(key, () => kernel.shaders(problem, step.config, this.caps));
-    // Lengths and page tables may be rewritten in place between calls; everything else of a problem is frozen.
     const launches = new WeakMap<Problem, Launch>();
     const launchOf = (p: Problem): Launch => {
       let launch = launches.get(p);
       if (launch === undefined) {
         launch = kernel.launch(p, step.config, this.caps);
-        if (p.uniform && p.kv.kind === 'strided') launches.set(p, launch);
+        if (isFrozen(p)) launches.set(p, launch);
       }
       return launch;
     };
@@ -127,13 +134,14 @@ export class WebGpuEngine implements Engine {
         options.signal?.throwIfAborted();
         await this.#copies;
         this.#check();
-        this.#submit(compiled, launchOf(p), placesOfOperands(this, operands));
+        const again = launches.has(p);
+        this.#submit(compiled, launchOf(p), placesOfOperands(this, operands), again);
         options.onProgress?.(1);
       },
       encode: (encoder, p, operands, options = {}) => {
         this.#check();
         const places = placesOfOperands(this, operands);
-        const borrowed = record(this.#recorder, encoder, compiled, launchOf(p), places, options.timestamps);
+        const borrowed = record(this.#recorder, encoder, compiled, launchOf(p), places, options);
         return () => this.#giveBack(borrowed);
       },
     };
@@ -153,6 +161,7 @@ export class WebGpuEngine implements Engine {
     this.#closed = true;
     this.#faults.closing();
     this.#buffers.close();
+    this.#residents.clear();
     this.#programs.clear();
     this.#ready.clear();
     if (this.#owned) this.device.destroy();
@@ -185,9 +194,9 @@ export class WebGpuEngine implements Engine {
   /** Pipelines that have been compiled, for calls that cannot wait. */
   readonly #ready = new Map<string, readonly Compiled[]>();
 
-  get #recorder() {
-    return { device: this.device, buffers: this.#buffers, bindingSize: this.caps.bindingSize };
-  }
+  readonly #recorder: Recorder;
+  /** Of launches that ran lately, the latest last. */
+  readonly #residents = new Map<Launch, Resident>();
 
   readonly #owner = {
     engine: this as Engine,
@@ -209,10 +218,25 @@ export class WebGpuEngine implements Engine {
     return compiling;
   }
 
-  #submit(compiled: readonly Compiled[], launch: Launch, places: Map<string, Place>): void {
+  /** What stays on the device for a launch; the one that has not run for longest makes place for a new one. */
+  #residentOf(launch: Launch): Resident {
+    const resident = this.#residents.get(launch) ?? new Resident();
+    this.#residents.delete(launch);
+    this.#residents.set(launch, resident);
+    if (this.#residents.size > RESIDENTS) {
+      const [[oldest, idle]] = this.#residents;
+      this.#residents.delete(oldest);
+      idle.release(this.#buffers);
+    }
+    return resident;
+  }
+
+  /** `again`: the launch has run before, and may once more. */
+  #submit(compiled: readonly Compiled[], launch: Launch, places: Map<string, Place>, again = false): void {
     this.#faults.watch('running', 0, () => {
+      const resident = again ? this.#residentOf(launch) : undefined;
       const encoder = this.device.createCommandEncoder();
-      const borrowed = record(this.#recorder, encoder, compiled, launch, places);
+      const borrowed = record(this.#recorder, encoder, compiled, launch, places, { resident });
       this.device.queue.submit([encoder.finish()]);
       this.#giveBack(borrowed);
     });

@@ -23,10 +23,21 @@ import {
   type WebGpuCaps,
   type WebGpuKernel,
 } from './kernel.ts';
-import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
+import { declareLoad, declareStore, quadsOf, type RowTensor, setBase } from './rows.ts';
 import { overRuns } from './scores.ts';
 import { sidePasses } from './sides.ts';
-import { accumulate, declareSum, dot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
+import {
+  accumulate,
+  declareSum,
+  dot,
+  dotLoads,
+  outQuads,
+  placesOf,
+  rowsOf,
+  type Source,
+  sumLoads,
+  threadsOf,
+} from './tile.ts';
 import { busyShare, fits, reuse, SOFTWARE_TILES, type TileConfig, tile } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
@@ -131,22 +142,31 @@ function launchBackward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Laun
   };
 }
 
+/** What a shader's products read: of queries the tile at `q0`, of keys the tile at `k0`. */
+function sources(m: ModuleBuilder, problem: Problem, t: TileConfig) {
+  return (x: RowTensor, product: 'dot' | 'sum' = 'dot'): Source => {
+    const ofQueries = x.family === 'q' || x.family === 'out';
+    const quads = quadsOf(problem, x.family);
+    const options = product === 'dot' ? dotLoads(t, quads) : sumLoads(t, quads);
+    const load = declareLoad(m, problem, x, ofQueries ? 'u32(atLenQ)' : 'u32(atLenK)', options);
+    return { load, first: ofQueries ? 'q0' : 'k0', quads };
+  };
+}
+
 /** dQ: one workgroup walks the keys of its queries, as forward does. */
 function emitQ(problem: Problem, t: TileConfig): Shader {
   const m = new ModuleBuilder();
-  const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
+  const quadsD = quadsOf(problem, 'q');
   const at = placesOf(t, placing(problem)());
   declareGradients(m, problem, 'kv');
-  const q = { load: declareLoad(m, problem, Q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
-  const k = { load: declareLoad(m, problem, K, 'u32(atLenK)'), first: 'k0', quads: quadsD };
-  const v = { load: declareLoad(m, problem, V, 'u32(atLenK)'), first: 'k0', quads: quadsV };
-  const dOut = { load: declareLoad(m, problem, D_OUT, 'u32(atLenQ)'), first: 'q0', quads: quadsV };
+  const source = sources(m, problem, t);
+  const [q, k, v, dOut] = [source(Q), source(K), source(V), source(D_OUT)];
   const store = declareStore(m, problem, DQ, 'u32(atLenQ)');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
   const poison = problem.mask === null ? {} : { poison: m.workgroup('poison', 'atomic<u32>') };
   const scale = m.param('scale', 'f32');
 
-  const sum = accumulate(t, at, 'dq', 't', k, { ...poison, partial: 'partial' });
+  const sum = accumulate(t, at, 'dq', 't', source(K, 'sum'), { ...poison, partial: 'partial' });
   const block = `let k0 = block * ${t.cols}u;
 ${dot(t, at, 's', q, k)}
 ${dot(t, at, 't', dOut, v)}
@@ -174,9 +194,7 @@ function emitKv(problem: Problem, t: TileConfig, want: { readonly k: boolean; re
   const at = placesOf(t, placing(problem)());
   const { k: wantK, v: wantV } = want;
   declareGradients(m, problem, 'q');
-  const q = { load: declareLoad(m, problem, Q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
-  const k = { load: declareLoad(m, problem, K, 'u32(atLenK)'), first: 'k0', quads: quadsD };
-  const dOut = { load: declareLoad(m, problem, D_OUT, 'u32(atLenQ)'), first: 'q0', quads: quadsV };
+  const source = sources(m, problem, t);
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
   const scale = m.param('scale', 'f32');
   const group = m.param('group');
@@ -185,13 +203,10 @@ function emitKv(problem: Problem, t: TileConfig, want: { readonly k: boolean; re
     wantV ? declareStore(m, problem, DV, 'u32(atLenK)') : '',
   ];
 
-  const parts: string[] = [`let q0 = block * ${t.cols}u;`, columnStatistics(t), dot(t, at, 's', k, q)];
-  if (wantK) {
-    const v = { load: declareLoad(m, problem, V, 'u32(atLenK)'), first: 'k0', quads: quadsV };
-    parts.push(dot(t, at, 't', v, dOut));
-  }
-  const sumV = accumulate(t, at, 'dv', 's', dOut);
-  const sumK = accumulate(t, at, 'dk', 't', q);
+  const parts: string[] = [`let q0 = block * ${t.cols}u;`, columnStatistics(t), dot(t, at, 's', source(K), source(Q))];
+  if (wantK) parts.push(dot(t, at, 't', source(V), source(D_OUT)));
+  const sumV = accumulate(t, at, 'dv', 's', source(D_OUT, 'sum'));
+  const sumK = accumulate(t, at, 'dk', 't', source(Q, 'sum'));
   parts.push(wantV ? sumV.fetch : '', scoreGradients(m, problem, 'q', t, { p: wantV, ds: wantK }));
   if (wantV) parts.push(sumV.run);
   if (wantK) parts.push(sumK.fetch, sumK.run);

@@ -1,7 +1,8 @@
 /**
  * Forward for few queries: the keys are split over workgroups, each of which serves all query heads of a key head at once, so
  * that K and V are read once; a second dispatch joins the splits (Flash-Decoding). K and V go straight from slow memory to
- * registers, neighbouring invocations reading neighbouring quads of a row.
+ * registers, neighbouring invocations reading neighbouring quads of a row; what comes next is always on its way, because slow
+ * memory is the limit.
  */
 import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
@@ -11,17 +12,17 @@ import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { LOG2, unroll, unroll2, XYZW } from '../wgsl/text.ts';
 import { sequenceOf } from './head.ts';
 import { addRuns, defineKernel, type Launch, problemTables, refuseShared, type WebGpuKernel } from './kernel.ts';
-import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
+import { declareLoad, declareRaw, declareStore, quadsOf, setBase } from './rows.ts';
 import { declareScores, MASKED, overRuns, START } from './scores.ts';
 
 /** More queries than this are better served by tiles. */
 const MOST_ROWS = 16;
-/** Invocations that share a row of K. */
-const LANES = 16;
-/** Keys of one K stage that an invocation has in flight. */
-const IN_FLIGHT = 4;
-/** Workgroups that keep any device busy. */
-const ENOUGH = 1024;
+/** Keys of one K stage that an invocation has on their way. */
+const KEYS = 4;
+/** Quads of V that an invocation has on their way. */
+const VALUES = 8;
+/** Workgroups that keep any device busy, to the last. */
+const ENOUGH = 2048;
 /** Pieces into which a maximum over the workgroup is cut. */
 const PIECES = 16;
 
@@ -39,20 +40,23 @@ const K = { name: 'k', family: 'k' } as const;
 const V = { name: 'v', family: 'v' } as const;
 const OUT = { name: 'out', family: 'out' } as const;
 
+/** Invocations that share a row of K: few, as each adds a term to the sums, but with q in registers. */
+const lanesOf = (problem: Problem, c: DecodeConfig): number => (quadsOf(problem, 'q') * c.rows <= 128 ? 8 : 16);
+
 const packedRows = ({ Hq, Hkv, Sq }: Problem): number => (Hkv === 0 ? 0 : (Hq / Hkv) * Sq);
 /** Keys of one K stage of the workgroup. */
-const stageKeys = (c: DecodeConfig): number => (c.threads / LANES) * IN_FLIGHT;
+const stageKeys = (problem: Problem, c: DecodeConfig): number => (c.threads / lanesOf(problem, c)) * KEYS;
 /** vec4 of workgroup memory: partial products, scores, and what the maximum is found in. */
-function memoryOf(c: DecodeConfig): { partial: number; scores: number; reduce: number } {
+function memoryOf(problem: Problem, c: DecodeConfig): { partial: number; scores: number; reduce: number } {
   const groups = c.rows / 4;
   return {
-    partial: Math.max(stageKeys(c) * groups * (LANES + 1), c.threads),
+    partial: Math.max(stageKeys(problem, c) * groups * (lanesOf(problem, c) + 1), c.threads),
     scores: c.chunk * groups,
     reduce: (c.threads + PIECES) * groups,
   };
 }
-const bytesOf = (c: DecodeConfig): number => {
-  const { partial, scores, reduce } = memoryOf(c);
+const bytesOf = (problem: Problem, c: DecodeConfig): number => {
+  const { partial, scores, reduce } = memoryOf(problem, c);
   return 16 * (partial + scores + reduce);
 };
 
@@ -76,12 +80,12 @@ export const decode: WebGpuKernel<DecodeConfig> = defineKernel({
     const buffers = 6 + problem.sides.length;
     return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
   },
-  configs(_problem, caps) {
+  configs(problem, caps) {
     const all = [4, 8].flatMap((rows) => [
       { threads: 128, rows, chunk: 256 },
       { threads: 64, rows, chunk: 64 },
     ]);
-    const fits = all.filter((c) => bytesOf(c) <= caps.workgroupMemory && c.threads <= caps.invocations);
+    const fits = all.filter((c) => bytesOf(problem, c) <= caps.workgroupMemory && c.threads <= caps.invocations);
     return caps.software ? fits.filter((c) => c.threads === 64) : fits;
   },
   cost(problem, c, caps) {
@@ -138,16 +142,14 @@ function emitSplit(problem: Problem, c: DecodeConfig): Shader {
   const { rows, threads, chunk } = c;
   const groups = rows / 4;
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
-  const perLane = ceilDiv(quadsD, LANES);
-  const keysAt = threads / LANES;
-  const stage = stageKeys(c);
+  const lanes = lanesOf(problem, c);
+  const perLane = ceilDiv(quadsD, lanes);
+  const keysAt = threads / lanes;
+  const stage = stageKeys(problem, c);
   declareScores(m, problem, 'kv', false);
-  const [loadQ, loadK, loadV] = [
-    declareLoad(m, problem, Q, 'u32(atLenQ)'),
-    declareLoad(m, problem, K, 'u32(atLenK)'),
-    declareLoad(m, problem, V, 'u32(atLenK)'),
-  ];
-  const memory = memoryOf(c);
+  const loadQ = declareLoad(m, problem, Q, 'u32(atLenQ)');
+  const rawK = declareRaw(m, problem, K, 'u32(atLenK)', { anyQuad: quadsD % lanes === 0 });
+  const memory = memoryOf(problem, c);
   m.workgroup('partial_', `array<vec4<f32>, ${memory.partial}>`);
   m.workgroup('scores', `array<vec4<f32>, ${memory.scores}>`);
   m.workgroup('reduce', `array<vec4<f32>, ${memory.reduce}>`);
@@ -160,22 +162,32 @@ function emitSplit(problem: Problem, c: DecodeConfig): Shader {
 let h_${r} = hkv * ${group} + row_${r} / ${Sq};
 let q_${r} = min(row_${r} % ${Sq}, lenQ - 1u);
 ${setBase(m, problem, Q, `h_${r}`, 'qStart')}
-${unroll(perLane, (w) => `let q_${r}_${w} = ${loadQ}(q_${r}, lane + ${LANES * w}u);`)}`;
+${unroll(perLane, (w) => `let q_${r}_${w} = ${loadQ}(q_${r}, lane + ${lanes * w}u);`)}`;
 
-  const products = `for (var first = 0u; first < ${chunk}u; first += ${stage}u) {
-${unroll2(IN_FLIGHT, perLane, (u, w) => `let k_${u}_${w} = ${loadK}(k0 + first + ${u * keysAt}u + owner, lane + ${LANES * w}u);`)}
-${unroll2(IN_FLIGHT, groups, (u, g) => {
+  const kRegister = (line: (u: number, w: number) => string): string => unroll2(KEYS, perLane, line);
+  const fetchKeys = (first: string): string =>
+    kRegister((u, w) => `k_${u}_${w} = ${rawK.load}(k0 + ${first} + ${u * keysAt}u + owner, lane + ${lanes * w}u);`);
+  const products = `{
+${kRegister((u, w) => `var k_${u}_${w}: ${rawK.type};`)}
+${fetchKeys('0u')}
+for (var part = 0u; part < ${chunk / stage}u; part++) {
+${unroll(KEYS, (u) => {
   const dot = (r: number): string =>
-    Array.from({ length: perLane }, (_, w) => `dot(q_${r}_${w}, k_${u}_${w})`).join(' + ');
-  return `partial_[((${u * keysAt}u + owner) * ${groups}u + ${g}u) * ${LANES + 1}u + lane] = vec4<f32>(${[0, 1, 2, 3].map((e) => dot(4 * g + e)).join(', ')});`;
+    Array.from({ length: perLane }, (_, w) => `dot(q_${r}_${w}, x_${u}_${w})`).join(' + ');
+  return `${unroll(perLane, (w) => `let x_${u}_${w} = ${rawK.unpack(`k_${u}_${w}`)};`)}
+${unroll(groups, (g) => `partial_[((${u * keysAt}u + owner) * ${groups}u + ${g}u) * ${lanes + 1}u + lane] = vec4<f32>(${[0, 1, 2, 3].map((e) => dot(4 * g + e)).join(', ')});`)}`;
 })}
+if (part < ${chunk / stage - 1}u) {
+${fetchKeys(`(part + 1u) * ${stage}u`)}
+}
 workgroupBarrier(); // every lane's part of the products is visible
-for (var i = tid; i < ${stage * groups}u; i += ${threads}u) {
-var sum = partial_[i * ${LANES + 1}u];
-for (var l = 1u; l < ${LANES}u; l++) { sum += partial_[i * ${LANES + 1}u + l]; }
-scores[first * ${groups}u + i] = sum;
+if (tid < ${stage * groups}u) {
+var sum = partial_[tid * ${lanes + 1}u];
+${unroll(lanes - 1, (l) => `sum += partial_[tid * ${lanes + 1}u + ${l + 1}u];`)}
+scores[part * ${stage * groups}u + tid] = sum;
 }
 workgroupBarrier(); // the sums are visible, and their parts done with
+}
 }`;
 
   const scale = m.param('scale', 'f32');
@@ -209,18 +221,25 @@ ${unroll(groups, (g) => `scores[i * ${groups}u + ${g}u] = x_${g};`)}
 workgroupBarrier(); // the probabilities are visible`;
 
   // Quads of V along invocations; those left over take other keys.
-  const wide = Math.min(powerOfTwo(quadsV), threads);
-  const perColumn = ceilDiv(quadsV, wide);
-  if (perColumn > 1) throw new Error(`decode: ${quadsV} quads of V for ${threads} invocations`);
+  const wide = Math.max(powerOfTwo(quadsV), (threads * VALUES) / chunk);
+  if (wide > threads) throw new Error(`decode: ${quadsV} quads of V for ${threads} invocations`);
   const keyGroups = threads / wide;
-  const values = `for (var j = keyGroup; j < ${chunk}u; j += ${keyGroups * 4}u) {
-${unroll(4, (u) => `let v_${u} = ${loadV}(k0 + j + ${u * keyGroups}u, column);`)}
-${unroll(4, (u) => {
+  const rawV = declareRaw(m, problem, V, 'u32(atLenK)', { anyQuad: quadsV === wide });
+  const rounds = chunk / (keyGroups * VALUES);
+  const fetchValues = (first: string): string =>
+    unroll(VALUES, (u) => `v_${u} = ${rawV.load}(k0 + ${first} + ${u * keyGroups}u + keyGroup, column);`);
+  const declareValues = unroll(VALUES, (u) => `var v_${u}: ${rawV.type};`);
+  const values = `for (var part = 0u; part < ${rounds}u; part++) {
+${unroll(VALUES, (u) => `let x_${u} = ${rawV.unpack(`v_${u}`)};`)}
+if (part < ${rounds - 1}u) {
+${fetchValues(`(part + 1u) * ${keyGroups * VALUES}u`)}
+}
+${unroll(VALUES, (u) => {
   const p = (r: number): string => `p_${u}_${Math.floor(r / 4)}.${XYZW[r % 4]}`;
   // A probability of exactly 0 keeps NaN of a masked row where it is.
   const v = (r: number): string =>
-    problem.mask === null ? `v_${u}` : `select(v_${u}, vec4<f32>(0.0), ${p(r)} == 0.0)`;
-  return `${unroll(groups, (g) => `let p_${u}_${g} = scores[(j + ${u * keyGroups}u) * ${groups}u + ${g}u];`)}
+    problem.mask === null ? `x_${u}` : `select(x_${u}, vec4<f32>(0.0), ${p(r)} == 0.0)`;
+  return `${unroll(groups, (g) => `let p_${u}_${g} = scores[(part * ${keyGroups * VALUES}u + ${u * keyGroups}u + keyGroup) * ${groups}u + ${g}u];`)}
 ${unroll(rows, (r) => `o_${r} = fma(vec4<f32>(${p(r)}), ${v(r)}, o_${r});`)}`;
 })}
 }`;
@@ -229,6 +248,8 @@ ${unroll(rows, (r) => `o_${r} = fma(vec4<f32>(${p(r)}), ${v(r)}, o_${r});`)}`;
   const visit = `if (block >= firstBlock && block < lastBlock) {
 let k0 = block * ${chunk}u;
 ${products}
+${declareValues}
+${fetchValues('0u')}
 ${softmax}
 ${values}
 }`;
@@ -239,8 +260,8 @@ let partial = true;
 ${visit}
 }`;
   const body = `let tid = local;
-let lane = tid % ${LANES}u;
-let owner = tid / ${LANES}u;
+let lane = tid % ${lanes}u;
+let owner = tid / ${lanes}u;
 let column = tid % ${wide}u;
 let keyGroup = tid / ${wide}u;
 let hkv = group.x / ${tiles};

@@ -19,7 +19,21 @@ import {
 } from './kernel.ts';
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
-import { accumulate, colQuads, declareSum, dot, exchangeSlot, outQuads, placesOf, rowsOf, threadsOf } from './tile.ts';
+import {
+  accumulate,
+  colQuads,
+  declareSum,
+  dot,
+  dotLoads,
+  exchangeSlot,
+  outQuads,
+  placesOf,
+  rowSpan,
+  rowSteps,
+  rowsOf,
+  sumLoads,
+  threadsOf,
+} from './tile.ts';
 import { busyShare, reuse, SOFTWARE_TILES, type TileConfig, tile, tileConfigs } from './tiles.ts';
 
 const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
@@ -45,7 +59,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
       if (rowMax === 'subgroup') {
         if (caps.subgroups === null) return 'the device has no subgroups, or no subgroup_id';
         if (configsOf(problem, caps, rowMax).length === 0)
-          return `subgroups of ${caps.subgroups.min} invocations do not hold the ${8} that share a row`;
+          return `subgroups of ${caps.subgroups.min} invocations do not hold those that share a row of a tile`;
       }
       return null;
     },
@@ -65,7 +79,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
 
 function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
   const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
-  const able = rowMax === 'workgroup' ? fitting : fitting.filter((t) => t.ct <= (caps.subgroups?.min ?? 0));
+  const able = rowMax === 'workgroup' ? fitting : fitting.filter((t) => rowSpan(t) <= (caps.subgroups?.min ?? 0));
   return caps.software ? able.slice(0, 1) : able;
 }
 
@@ -108,9 +122,10 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const out = { name: 'out', family: 'out' } as const;
 
   declareScores(m, problem, 'kv', false);
-  const q = { load: declareLoad(m, problem, operands.q, 'u32(atLenQ)'), first: 'q0', quads: quadsD };
-  const k = { load: declareLoad(m, problem, operands.k, 'u32(atLenK)'), first: 'k0', quads: quadsD };
-  const v = { load: declareLoad(m, problem, operands.v, 'u32(atLenK)'), first: 'k0', quads: quadsV };
+  const [inDot, inSum] = [dotLoads(t, quadsD), sumLoads(t, quadsV)];
+  const q = { load: declareLoad(m, problem, operands.q, 'u32(atLenQ)', inDot), first: 'q0', quads: quadsD };
+  const k = { load: declareLoad(m, problem, operands.k, 'u32(atLenK)', inDot), first: 'k0', quads: quadsD };
+  const v = { load: declareLoad(m, problem, operands.v, 'u32(atLenK)', inSum), first: 'k0', quads: quadsV };
   const store = declareStore(m, problem, out, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
@@ -219,6 +234,6 @@ ${unroll(t.tm, (i) => `n_${i} = max(n_${i}, ${slot(i, 'j')});`)}
 }
 
 function maxBySubgroup(t: TileConfig): string {
-  const steps = Math.log2(t.ct);
-  return unroll2(steps, t.tm, (s, i) => `n_${i} = max(n_${i}, subgroupShuffleXor(n_${i}, ${2 ** s}u));`);
+  const steps = rowSteps(t);
+  return unroll2(steps.length, t.tm, (s, i) => `n_${i} = max(n_${i}, subgroupShuffleXor(n_${i}, ${steps[s]}u));`);
 }

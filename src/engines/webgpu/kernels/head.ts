@@ -2,19 +2,25 @@
 import type { Problem } from '../../../problem/problem.ts';
 import type { ModuleBuilder } from '../wgsl/module.ts';
 import { setPages } from './rows.ts';
-import type { Tile } from './tile.ts';
+import { type Tile, threadsOf } from './tile.ts';
 
 /** How the invocations that share a row agree on its maximum. */
 export type RowMax = 'workgroup' | 'subgroup';
 
 /** Declares the invocation's place in the tile: `tid`, row group `r`, column group `c`. */
-export const placeOf = (t: Tile, rowMax: RowMax): string => `${
-  rowMax === 'subgroup'
-    ? '// lanes of a subgroup are neighbours by construction, whatever the order of local indices\nlet tid = subgroup * subgroupSize + lane;'
-    : 'let tid = local;'
-}
+export function placeOf(t: Tile, rowMax: RowMax): string {
+  // Lanes of a subgroup are neighbours by construction, whatever the order of local indices. The bound, which always holds,
+  // is for the compiler: indices of workgroup memory that it sees to be inside are not checked one by one.
+  const tid =
+    rowMax === 'subgroup' ? `let tid = (subgroup * subgroupSize + lane) % ${threadsOf(t)}u;` : 'let tid = local;';
+  return t.paired
+    ? `${tid}
+let r = (tid / ${2 * t.ct}u) * 2u + (tid / 2u) % 2u;
+let c = ((tid / 4u) % ${t.ct / 2}u) * 2u + tid % 2u;`
+    : `${tid}
 let r = tid / ${t.ct}u;
 let c = tid % ${t.ct}u;`;
+}
 
 /** Lengths and starts of sequence `b`, for code and for the helpers of scores.ts. */
 export function sequenceOf(m: ModuleBuilder, problem: Problem): string {

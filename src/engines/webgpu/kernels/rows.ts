@@ -101,29 +101,54 @@ function bufferType(dtype: FloatDType, vector: boolean, write: boolean): string 
   return write ? 'array<atomic<u32>>' : 'array<u32>';
 }
 
+export interface LoadOptions {
+  /** Rows at or past the limit may hold anything: their products are thrown away. */
+  readonly anyRow?: boolean;
+  /** Only quads of the row are asked for. */
+  readonly anyQuad?: boolean;
+}
+
+/** Loads that are unpacked later, so that they take as few registers on their way as they take bytes. */
+export interface RawLoad {
+  /** What (row, quad) gives. */
+  readonly type: string;
+  readonly load: string;
+  /** Code for the vec4<f32> in a loaded value. */
+  readonly unpack: (x: string) => string;
+}
+
 /**
- * Declares `ld_<name>(row, quad) -> vec4<f32>`: elements 4 quad .. 4 quad + 3 of a row, zero past the row's width and for
- * rows at or past `limit` (u32 code, at least 1 when called).
+ * Declares a function of (row, quad) that loads elements 4 quad .. 4 quad + 3 of a row, zero past the row's width and for rows
+ * at or past `limit` (u32 code, at least 1 when called), unless the options say otherwise.
  */
-export function declareLoad(m: ModuleBuilder, problem: Problem, t: RowTensor, limit: string): string {
+export function declareRaw(
+  m: ModuleBuilder,
+  problem: Problem,
+  t: RowTensor,
+  limit: string,
+  options: LoadOptions = {},
+): RawLoad {
   const { dtype } = problem;
   const vector = aligned(problem, t.family);
   const buffer = m.storage(t.name, bufferType(dtype, vector, false));
   const quads = quadsOf(problem, t.family);
-  const address = rowAddress(m, problem, t);
-  const name = `ld_${t.name}`;
+  // Rows past the end of a page table have no address, and scalar loads are not made faster.
+  const anyRow = options.anyRow === true && vector && problem.kv.kind === 'strided';
+  const anyQuad = options.anyQuad === true && vector;
+  const type = vector && dtype !== 'f32' ? 'vec2<u32>' : 'vec4<f32>';
+  const load = `rd${anyRow ? '_any' : ''}${anyQuad ? '_full' : ''}_${t.name}`;
+  const checks = [anyRow ? '' : `row_ < ${limit}`, anyQuad ? '' : `quad_ < ${quads}u`].filter((x) => x !== '');
+  const checked = (x: string): string => (checks.length === 0 ? x : `select(${type}(), ${x}, ${checks.join(' && ')})`);
   // Clamped rather than branched around, so that the loads of a stage are all under way before the first is waited for.
-  const head = `fn ${name}(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < ${limit} && quad_ < ${quads}u;
-  let row = min(row_, ${limit} - 1u);
-  let quad = min(quad_, ${quads - 1}u);
-  let at = ${address}`;
+  const head = `fn ${load}(row_: u32, quad_: u32) -> ${type} {
+  let row = ${anyRow ? 'row_' : `min(row_, ${limit} - 1u)`};
+  let quad = ${anyQuad ? 'quad_' : `min(quad_, ${quads - 1}u)`};
+  let at = ${rowAddress(m, problem, t)}`;
   if (vector) {
-    const word = `${buffer}[(at >> 2u) + quad]`;
-    const unpack = dtype === 'f32' ? word : dtype === 'f16' ? `tw_f16(${word})` : `tw_bf16(${word})`;
-    if (dtype === 'f16') m.fn('tw_f16', F16);
-    if (dtype === 'bf16') m.fn('tw_bf16', BF16);
-    return m.fn(name, `${head};\n  return select(vec4<f32>(0.0), ${unpack}, inside);\n}`);
+    m.fn(load, `${head};\n  return ${checked(`${buffer}[(at >> 2u) + quad]`)};\n}`);
+    if (dtype === 'f32') return { type, load, unpack: (x) => x };
+    const unpack = dtype === 'f16' ? m.fn('tw_f16', F16) : m.fn('tw_bf16', BF16);
+    return { type, load, unpack: (x) => `${unpack}(${x})` };
   }
   const width = widthOf(problem, t.family);
   const element = (i: number): string => {
@@ -136,14 +161,29 @@ export function declareLoad(m: ModuleBuilder, problem: Problem, t: RowTensor, li
           : `bitcast<f32>((${buffer}[(${at}) >> 1u] >> (((${at}) & 1u) * 16u)) << 16u)`;
     return `  if (quad * 4u + ${i}u < ${width}u) { x[${i}] = ${value}; }`;
   };
-  return m.fn(
-    name,
+  m.fn(
+    load,
     `${head} + quad * 4u;
   var x = vec4<f32>(0.0);
 ${[0, 1, 2, 3].map(element).join('\n')}
-  return select(vec4<f32>(0.0), x, inside);
+  return ${checked('x')};
 }`,
   );
+  return { type, load, unpack: (x) => x };
+}
+
+/** Declares the same as a function to vec4<f32>, and gives its name. */
+export function declareLoad(
+  m: ModuleBuilder,
+  problem: Problem,
+  t: RowTensor,
+  limit: string,
+  options: LoadOptions = {},
+): string {
+  const { load, type, unpack } = declareRaw(m, problem, t, limit, options);
+  if (type === 'vec4<f32>') return load;
+  const name = `${load}_f32`;
+  return m.fn(name, `fn ${name}(row: u32, quad: u32) -> vec4<f32> { return ${unpack(`${load}(row, quad)`)}; }`);
 }
 
 /** Declares `st_<name>(row, quad, x)`, which ignores rows at or past `limit` and elements past the width. */

@@ -14,6 +14,7 @@
  */
 import { ceilDiv } from '../../../core/math.ts';
 import { unroll, unroll2, XYZW } from '../wgsl/text.ts';
+import type { LoadOptions } from './rows.ts';
 
 export interface Tile {
   /** Invocations along rows and along columns. */
@@ -29,7 +30,18 @@ export interface Tile {
   readonly span: number;
   /** The next stage is loaded while one is multiplied, as far as registers allow. */
   readonly ahead: boolean;
+  /**
+   * Four neighbouring invocations are two by two in the tile. NVIDIA's processors then answer a vec4 read of a subgroup with
+   * half the passes over workgroup memory, both along rows and along columns.
+   */
+  readonly paired: boolean;
 }
+
+/** Neighbouring invocations among which the ones of a row are found. */
+export const rowSpan = (t: Tile): number => t.ct * (t.paired ? 2 : 1);
+/** Distances, in exclusive or, between the invocations of a row. */
+export const rowSteps = (t: Tile): number[] =>
+  Array.from({ length: Math.log2(t.ct) }, (_, s) => (t.paired && s > 0 ? 2 : 1) * 2 ** s);
 
 export const rowsOf = (t: Tile): number => t.rt * t.tm;
 export const threadsOf = (t: Tile): number => t.rt * t.ct;
@@ -85,6 +97,11 @@ export interface Source {
   readonly quads: number;
 }
 
+/** How `dot` may load a row of its operands: products of rows past the end are the caller's to throw away. */
+export const dotLoads = (t: Tile, quads: number): LoadOptions => ({ anyRow: true, anyQuad: quads % t.depth === 0 });
+/** How `accumulate` may load a row of X. */
+export const sumLoads = (t: Tile, quads: number): LoadOptions => ({ anyQuad: quads % t.ct === 0 });
+
 /** Vectors an invocation may have on their way from slow memory during a product; more would cost it accumulators. */
 const IN_FLIGHT = 8;
 
@@ -127,8 +144,8 @@ function move(
 function slotOf(t: Tile, j: string): string {
   const wide = 4 * t.ct;
   return colQuads(t) === 1
-    ? `((${j}) & 3u) * ${t.ct}u + ((${j}) >> 2u)`
-    : `(((${j}) / ${wide}u) * 4u + ((${j}) & 3u)) * ${t.ct}u + (((${j}) % ${wide}u) >> 2u)`;
+    ? `((${j}) % 4u) * ${t.ct}u + ((${j}) / 4u)`
+    : `(((${j}) / ${wide}u) * 4u + ((${j}) % 4u)) * ${t.ct}u + (((${j}) % ${wide}u) / 4u)`;
 }
 
 /** Declares and fills `<acc>_<i>_<v>` with A B^T. It starts with a barrier and leaves the arena readable by slower invocations. */
@@ -148,12 +165,15 @@ export function dot(t: Tile, at: Places, acc: string, a: Source, b: Source): str
     copy(`${acc}b`, b, t.cols, at.b, (row) => slotOf(t, row)),
   ];
   const all = (part: (m: Move) => string): string => moves.map(part).join('\n');
-  const product = `for (var d = 0u; d < ${Math.min(depth, a.quads)}u; d++) {
-${unroll2(vs, 4, (v, e) => `let b_${v}_${e} = arena[${at.b}u + (${v * 4 + e}u * ${t.ct}u + c) * ${at.stride}u + d];`)}
+  // One address each, the rest constants: that is what a load instruction takes.
+  const product = `let rowA = r * ${at.stride}u + ${at.a}u;
+let rowB = c * ${at.stride}u + ${at.b}u;
+for (var d = 0u; d < ${Math.min(depth, a.quads)}u; d++) {
+${unroll2(vs, 4, (v, e) => `let b_${v}_${e} = arena[rowB + d + ${(v * 4 + e) * t.ct * at.stride}u];`)}
 ${unroll2(vs, 4, (v, e) => `let bt_${v}_${e} = vec4<f32>(${[0, 1, 2, 3].map((k) => `b_${v}_${k}.${XYZW[e]}`).join(', ')});`)}
 ${unroll(
   t.tm,
-  (i) => `let a_${i} = arena[${at.a}u + (r + ${t.rt * i}u) * ${at.stride}u + d];
+  (i) => `let a_${i} = arena[rowA + d + ${t.rt * i * at.stride}u];
 ${unroll2(vs, 4, (v, e) => `${acc}_${i}_${v} = fma(vec4<f32>(a_${i}.${XYZW[e]}), bt_${v}_${e}, ${acc}_${i}_${v});`)}`,
 )}
 }`;
@@ -214,20 +234,22 @@ export function accumulate(
   );
   const ahead = t.ahead && rows.vectors <= IN_FLIGHT;
 
-  const product = (v: number): string => {
-    const p = (i: number): string =>
-      `arena[${at.p}u + (r + ${t.rt * i}u) * ${at.pStride}u + ((start - ${v * piece}u) >> 2u) + j]`;
-    const fast = `for (var j = 0u; j < ${t.span / 4}u; j++) {
+  const reads = `let rowP = r * ${at.pStride}u + ${at.p}u + inPiece / 4u;
+let rowX = c + ${at.x}u;`;
+  const p = (i: number): string => `arena[rowP + j + ${t.rt * i * at.pStride}u]`;
+  const fast = `${reads}
+for (var j = 0u; j < ${t.span / 4}u; j++) {
 ${unroll(t.tm, (i) => `let p_${i} = ${p(i)};`)}
 ${unroll(
   4,
-  (e) => `${unroll(ns, (n) => `let x_${e}_${n} = arena[${at.x}u + (j * 4u + ${e}u) * ${stride}u + c + ${t.ct * n}u];`)}
+  (e) => `${unroll(ns, (n) => `let x_${e}_${n} = arena[rowX + j * ${4 * stride}u + ${e * stride + t.ct * n}u];`)}
 ${unroll2(t.tm, ns, (i, n) => `${sum}_${i}_${n} = fma(vec4<f32>(p_${i}.${XYZW[e]}), x_${e}_${n}, ${sum}_${i}_${n});`)}`,
 )}
 }`;
-    const careful = `for (var j = 0u; j < ${t.span / 4}u; j++) {
+  const careful = `${reads}
+for (var j = 0u; j < ${t.span / 4}u; j++) {
 for (var e = 0u; e < 4u; e++) {
-${unroll(ns, (n) => `let x_${n} = arena[${at.x}u + (j * 4u + e) * ${stride}u + c + ${t.ct * n}u];`)}
+${unroll(ns, (n) => `let x_${n} = arena[rowX + (j * 4u + e) * ${stride}u + ${t.ct * n}u];`)}
 ${unroll(
   t.tm,
   (i) => `let p_${i} = ${p(i)}[e];
@@ -237,27 +259,30 @@ ${unroll(ns, (n) => `${sum}_${i}_${n} = fma(vec4<f32>(p_${i}), x_${n}, ${sum}_${
 )}
 }
 }`;
-    return poison === undefined ? fast : `if (atomicLoad(&${poison}) != 0u) {\n${careful}\n} else {\n${fast}\n}`;
-  };
+  const product = poison === undefined ? fast : `if (atomicLoad(&${poison}) != 0u) {\n${careful}\n} else {\n${fast}\n}`;
   const put = (v: number): string =>
     unroll(t.tm, (i) => `arena[${at.p}u + (r + ${t.rt * i}u) * ${at.pStride}u + c] = ${acc}_${i}_${v};`);
+  /** `inPiece` is where in the piece the staged rows are. */
   const step = (v: number): string => {
-    const putting = t.span === piece ? put(v) : `if (start == ${v * piece}u) {\n${put(v)}\n}`;
+    const putting = t.span === piece ? put(v) : `if (inPiece == 0u) {\n${put(v)}\n}`;
+    const start = v * piece;
     const last = t.span === piece && v === colQuads(t) - 1;
-    const next =
-      ahead && !last ? `if (start + ${t.span}u < ${t.cols}u) {\n${rows.fetch(`(start + ${t.span}u)`)}\n}` : '';
+    const more =
+      v === colQuads(t) - 1
+        ? `if (inPiece + ${t.span}u < ${piece}u) {\n${rows.fetch(`(inPiece + ${start + t.span}u)`)}\n}`
+        : rows.fetch(`(inPiece + ${start + t.span}u)`);
     return `workgroupBarrier(); // the place's last readers are done
-${ahead ? '' : rows.fetch('start')}
+${ahead ? '' : rows.fetch(`(inPiece + ${start}u)`)}
 ${putting}
 ${rows.store}
 workgroupBarrier(); // P and the staged rows are visible
-${next}
-${product(v)}`;
+${ahead && !last ? more : ''}
+${product}`;
   };
   const pieceLoop = (v: number): string =>
     t.span === piece
-      ? `{\nlet start = ${v * piece}u;\n${step(v)}\n}`
-      : `for (var start = ${v * piece}u; start < ${(v + 1) * piece}u; start += ${t.span}u) {\n${step(v)}\n}`;
+      ? `{\nlet inPiece = 0u;\n${step(v)}\n}`
+      : `for (var part = 0u; part < ${piece / t.span}u; part++) {\nlet inPiece = part * ${t.span}u;\n${step(v)}\n}`;
   return {
     fetch: `${rows.declare}\n${ahead ? rows.fetch('0u') : ''}`,
     run: unroll(colQuads(t), pieceLoop),

@@ -29,10 +29,14 @@ export const tile = (
   depth: number,
   span: number,
   ahead = true,
-): TileConfig => ({ rt, ct, tm, cols, depth, span, ahead });
+  paired = true,
+): TileConfig => ({ rt, ct, tm, cols, depth, span, ahead, paired });
 
 /** What drivers on processors compile in bearable time, widest first: few accumulators, and no loads ahead of their use. */
-export const SOFTWARE_TILES: readonly TileConfig[] = [tile(8, 8, 2, 32, 4, 16, false), tile(8, 4, 2, 16, 4, 8, false)];
+export const SOFTWARE_TILES: readonly TileConfig[] = [
+  tile(8, 8, 2, 32, 4, 16, false, false),
+  tile(8, 4, 2, 16, 4, 8, false, false),
+];
 
 /**
  * Multiply-adds an invocation makes for each vec4 it reads from workgroup memory, relative to the best tile (8 x 8): what the
