@@ -33,6 +33,7 @@ import {
   dotLoads,
   outQuads,
   placesOf,
+  rowAt,
   rowsOf,
   type Source,
   sumLoads,
@@ -227,8 +228,8 @@ ${[Q, D_OUT].map((x) => setBase(m, problem, x, 'h', 'qStart')).join('\n')}
 ${setLseBase(m, 'h')}
 ${overRuns(m, problem, 'kv', { b: 'b', h: 'h', row: `k0 / ${rowsOf(t)}u`, blocks: `(lenQ + ${t.cols - 1}u) / ${t.cols}u` }, parts.join('\n'))}
 }
-${wantK ? unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${storeK}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dk_${i}_${n} * ${scale});`) : ''}
-${wantV ? unroll2(t.tm, outQuads(t, quadsV), (i, n) => `${storeV}(k0 + r + ${t.rt * i}u, c + ${t.ct * n}u, dv_${i}_${n});`) : ''}`;
+${wantK ? unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${storeK}(k0 + ${rowAt(t, i)}, c + ${t.ct * n}u, dk_${i}_${n} * ${scale});`) : ''}
+${wantV ? unroll2(t.tm, outQuads(t, quadsV), (i, n) => `${storeV}(k0 + ${rowAt(t, i)}, c + ${t.ct * n}u, dv_${i}_${n});`) : ''}`;
   return m.build({
     name: wantK && wantV ? 'backward-kv' : wantK ? 'backward-k' : 'backward-v',
     threads: threadsOf(t),

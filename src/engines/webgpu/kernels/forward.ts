@@ -6,7 +6,7 @@ import { ceilDiv, LN2, LOG2E } from '../../../core/math.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
-import { LOG2, unroll, unroll2 } from '../wgsl/text.ts';
+import { LOG2, unroll, unroll2, XYZW } from '../wgsl/text.ts';
 import { headOf, placeOf, type RowMax } from './head.ts';
 import {
   addRuns,
@@ -28,6 +28,8 @@ import {
   exchangeSlot,
   outQuads,
   placesOf,
+  rowAt,
+  rowQuads,
   rowSpan,
   rowSteps,
   rowsOf,
@@ -129,7 +131,9 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const store = declareStore(m, problem, out, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);
-  const slot = (i: number, c: string): string => exchangeSlot(at, `r + ${t.rt * i}u`, c);
+  const slot = (u: number, c: string): string => exchangeSlot(t, at, u, c);
+  const fours = (name: string, u: number): string =>
+    `vec4<f32>(${[0, 1, 2, 3].map((e) => `${name}_${4 * u + e}`).join(', ')})`;
   const poison = problem.mask === null ? undefined : m.workgroup('poison', 'atomic<u32>');
 
   const scores = unroll2(t.tm, vs, (i, v) => {
@@ -176,7 +180,7 @@ ${sum.fetch}
 ${scores}
 ${doubtful}
 ${unroll(t.tm, (i) => `let w_${i} = ${own(i)};\nvar n_${i} = max(max(w_${i}.x, w_${i}.y), max(w_${i}.z, w_${i}.w));`)}
-${rowMax === 'workgroup' ? maxByWorkgroup(t, slot) : maxBySubgroup(t)}
+${rowMax === 'workgroup' ? maxByWorkgroup() : maxBySubgroup(t)}
 ${unroll(t.tm, (i) => `n_${i} = max(n_${i}, m_${i});`)}
 ${softmax}
 ${sum.run}`;
@@ -189,12 +193,13 @@ ${setBase(m, problem, operands.q, 'h', 'qStart')}
 ${setBase(m, problem, operands.k, 'hkv', 'kStart')}
 ${setBase(m, problem, operands.v, 'hkv', 'kStart')}
 ${setBase(m, problem, out, 'h', 'qStart')}
-${unroll(t.tm, (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);\nvar m_${i} = ${START};\nvar l_${i} = 0.0;`)}
+${unroll(t.tm, (i) => `let q_${i} = i32(q0 + ${rowAt(t, i)});\nvar m_${i} = ${START};\nvar l_${i} = 0.0;`)}
 ${declareSum(t, 'o', quadsV)}
 ${overRuns(m, problem, 'q', { b: 'b', h: 'h', row: `q0 / ${rowsOf(t)}u`, blocks: `(lenK + ${t.cols - 1}u) / ${t.cols}u` }, block)}
 workgroupBarrier(); // P's last readers are done with the place
-${unroll(t.tm, (i) => `${slot(i, 'c')} = l_${i};`)}
+${unroll(rowQuads(t), (u) => `${slot(u, 'c')} = ${fours('l', u)};`)}
 workgroupBarrier(); // partial sums are visible
+${unroll(rowQuads(t), (u) => `var total_${u} = vec4<f32>(0.0);\nfor (var j = 0u; j < ${t.ct}u; j++) { total_${u} += ${slot(u, 'j')}; }`)}
 ${unroll(t.tm, (i) => epilogue(i))}`;
 
   function epilogue(i: number): string {
@@ -208,8 +213,7 @@ m_${i} = top;`
       : '';
     const [lb, lh, ls] = [m.param('lse_b'), m.param('lse_h'), m.param('lse_s')];
     return `{
-var sum = 0.0;
-for (var j = 0u; j < ${t.ct}u; j++) { sum += ${slot(i, 'j')}; }
+var sum = total_${i >> 2}.${XYZW[i & 3]};
 let attended = m_${i} > ${START};
 var factor = 1.0;
 ${sink}
@@ -221,16 +225,15 @@ ${lse}[b * ${lb} + h * ${lh} + (qStart + ${row}) * ${ls}] = select(${m.param('ne
 }`;
   }
 
-  return m.build({ name: 'forward', threads: threadsOf(t), subgroups: rowMax === 'subgroup', body });
-}
-
-function maxByWorkgroup(t: TileConfig, slot: (i: number, c: string) => string): string {
-  return `workgroupBarrier(); // the products' last readers are done with the place
-${unroll(t.tm, (i) => `${slot(i, 'c')} = n_${i};`)}
+  function maxByWorkgroup(): string {
+    return `workgroupBarrier(); // the products' last readers are done with the place
+${unroll(rowQuads(t), (u) => `${slot(u, 'c')} = ${fours('n', u)};`)}
 workgroupBarrier(); // the maxima of a row's invocations are visible
-for (var j = 0u; j < ${t.ct}u; j++) {
-${unroll(t.tm, (i) => `n_${i} = max(n_${i}, ${slot(i, 'j')});`)}
-}`;
+${unroll(rowQuads(t), (u) => `var top_${u} = ${slot(u, '0u')};\nfor (var j = 1u; j < ${t.ct}u; j++) { top_${u} = max(top_${u}, ${slot(u, 'j')}); }`)}
+${unroll(t.tm, (i) => `n_${i} = top_${i >> 2}.${XYZW[i & 3]};`)}`;
+  }
+
+  return m.build({ name: 'forward', threads: threadsOf(t), subgroups: rowMax === 'subgroup', body });
 }
 
 function maxBySubgroup(t: TileConfig): string {

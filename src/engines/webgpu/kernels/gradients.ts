@@ -3,7 +3,7 @@ import type { Problem } from '../../../problem/problem.ts';
 import type { ModuleBuilder } from '../wgsl/module.ts';
 import { unroll, unroll2 } from '../wgsl/text.ts';
 import { attends, type Columns, declareScores, dropFactors, logits } from './scores.ts';
-import { colQuads, type Tile } from './tile.ts';
+import { colQuads, rowAt, type Tile } from './tile.ts';
 
 /** An lse no score reaches: exp2(score - NEVER) is 0. */
 export const NEVER = '3.0e38';
@@ -29,7 +29,7 @@ export const setLseBase = (m: ModuleBuilder, h: string): string =>
 export const rowStatistics = (t: Tile): string =>
   unroll(
     t.tm,
-    (i) => `let q_${i} = i32(q0 + r + ${t.rt * i}u);
+    (i) => `let q_${i} = i32(q0 + ${rowAt(t, i)});
 let row_${i} = row_at(q_${i});
 let lse_${i} = row_${i}.x;
 let delta_${i} = row_${i}.y;`,
@@ -66,7 +66,7 @@ export function scoreGradients(m: ModuleBuilder, problem: Problem, columns: Colu
   const { mod, dropout, mask } = problem;
   const q = (i: number, v: number): string => (columns === 'kv' ? `q_${i}` : `qc_${v}`);
   const kv = (i: number, v: number): string =>
-    columns === 'kv' ? `i32(k0 + 4u * c + ${4 * t.ct * v}u)` : `i32(k0 + r + ${t.rt * i}u)`;
+    columns === 'kv' ? `i32(k0 + 4u * c + ${4 * t.ct * v}u)` : `i32(k0 + ${rowAt(t, i)})`;
   const lse = (i: number, v: number): string => (columns === 'kv' ? `vec4<f32>(lse_${i})` : `lse_${v}`);
   const delta = (i: number, v: number): string => (columns === 'kv' ? `delta_${i}` : `delta_${v}`);
   const slope = mod !== null && want.ds && want.modified !== true;

@@ -7,7 +7,7 @@ import type { Pass } from './backward.ts';
 import { placeOf } from './head.ts';
 import { type Axis, partialsName, type Side, tilesOf } from './sides.ts';
 import { contribution, declareFactor, sideTile } from './sides_tile.ts';
-import { colQuads, putWhole, rowsOf, type Tile, threadsOf } from './tile.ts';
+import { colQuads, putWhole, rowAt, rowsOf, type Tile, threadsOf } from './tile.ts';
 
 /** Which of q and kv the side has an axis for decides what one workgroup sums and what it writes. */
 export function positionalPasses(problem: Problem, side: Side, axes: readonly Axis[]): Pass[] {
@@ -61,7 +61,7 @@ function matrixShader(problem: Problem, t: Tile, side: Side, axes: readonly Axis
 let fixedH = ${hasH ? `group.x % ${Hq}` : '0u'};`;
   const store = unroll2(t.tm, vs, (i, v) =>
     unroll(4, (e) => {
-      const [row, col] = [`(q0 + r + ${t.rt * i}u)`, `(k0 + 4u * c + ${4 * t.ct * v + e}u)`];
+      const [row, col] = [`(q0 + ${rowAt(t, i)})`, `(k0 + 4u * c + ${4 * t.ct * v + e}u)`];
       const at = elementOf(side, axes, { b: 'fixedB', h: 'fixedH', q: row, kv: col });
       return `if (${row} < ${m.param('Sq')} && ${col} < ${m.param('Sk')}) { ${target}[${at}] = sum_${i}_${v}[${e}]; }`;
     }),
@@ -100,7 +100,7 @@ function partialShader(problem: Problem, t: Tile, side: Side, shape: 'queries' |
       { length: vs },
       (_, v) => `(sum_${i}_${v}.x + sum_${i}_${v}.y) + (sum_${i}_${v}.z + sum_${i}_${v}.w)`,
     ).join(' + ');
-  const byRow = `${unroll(t.tm, (i) => `exchange[(r + ${t.rt * i}u) * ${t.ct}u + c] = ${total(i)};`)}
+  const byRow = `${unroll(t.tm, (i) => `exchange[${rowAt(t, i)} * ${t.ct}u + c] = ${total(i)};`)}
 workgroupBarrier(); // sums of a row's invocations are visible`;
   const row = (name: string): string =>
     `for (var j = 0u; j < ${t.ct}u; j++) { total += exchange[${name} * ${t.ct}u + j]; }`;

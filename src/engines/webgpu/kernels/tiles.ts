@@ -28,14 +28,15 @@ export const tile = (
   cols: number,
   depth: number,
   span: number,
+  turn = 1,
   ahead = true,
   paired = true,
-): TileConfig => ({ rt, ct, tm, cols, depth, span, ahead, paired });
+): TileConfig => ({ rt, ct, tm, cols, depth, span, turn, ahead, paired });
 
 /** What drivers on processors compile in bearable time, widest first: few accumulators, and no loads ahead of their use. */
 export const SOFTWARE_TILES: readonly TileConfig[] = [
-  tile(8, 8, 2, 32, 4, 16, false, false),
-  tile(8, 4, 2, 16, 4, 8, false, false),
+  tile(4, 8, 4, 32, 4, 16, 1, false, false),
+  tile(4, 4, 4, 16, 4, 8, 1, false, false),
 ];
 
 /**
