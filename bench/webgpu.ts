@@ -4,24 +4,20 @@
  *     node bench/webgpu.ts OUT.json [adapter=NAME] [dawn=FLAGS] [check[=REGEX]] [seconds=60] [forward] [backward] [decode] [overhead]
  *                          [tune] [dtype=f32,f16] [d=64,128] [n=1024,4096] [h=16] [without=subgroups]
  *
- * A time is the median over batches of queued calls, each batch waited for once, on a device kept busy until its clock has
- * settled: device time as long as the queue stays full.
- * TFLOP/s count what the mask keeps: 2 pairs (D + Dv) forward, 2 pairs (3 D + 2 Dv) backward. `tune` times every tile in
- * TUNE besides the plan's own choice.
+ * Times are of `timeInTurn`, all tiles of a problem interleaved. TFLOP/s count what the mask keeps: 2 pairs (D + Dv) forward,
+ * 2 pairs (3 D + 2 Dv) backward. `tune` times every tile in TUNE instead of the plan's choice. See webgpu_bars.ts for the figures
+ * that are published.
  */
 import { writeFileSync } from 'node:fs';
 import { CASES } from '../src/conformance/cases.ts';
 import { runCase } from '../src/conformance/suite.ts';
-import { allocate, type FloatDType, toBf16, toF16 } from '../src/core/dtype.ts';
-import { tensor } from '../src/core/tensor.ts';
-import type { EngineTensor, Operands, Step } from '../src/engine/contract.ts';
+import type { FloatDType } from '../src/core/dtype.ts';
 import { open } from '../src/engines/webgpu/index.ts';
 import { type TileConfig, tile } from '../src/engines/webgpu/kernels/tiles.ts';
-import { CONTEXT, type Mask } from '../src/mods/expr.ts';
 import { causal, slidingWindow } from '../src/mods/library.ts';
 import { choosePlan } from '../src/plan/choose.ts';
 import { flopsOf } from '../src/problem/cost.ts';
-import { createProblem, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import { type Entrant, entrantOf, median, operandsOf, problemOf, type Shape, timeInTurn } from './webgpu_cases.ts';
 
 const [out, ...words] = process.argv.slice(2);
 const flag = (name: string): boolean => words.some((w) => w === name || w.startsWith(`${name}=`));
@@ -41,122 +37,6 @@ const report: { device: string; features: unknown; checks: unknown[]; rows: unkn
   rows: [],
 };
 console.log(JSON.stringify(engine.caps));
-
-interface Shape {
-  readonly B?: number;
-  readonly Hq: number;
-  readonly Hkv?: number;
-  readonly Sq: number;
-  readonly Sk?: number;
-  readonly D: number;
-  readonly dtype: FloatDType;
-  readonly mask?: Mask | undefined;
-  readonly grads?: boolean;
-}
-
-function problemOf({ B = 1, Hq, Hkv = Hq, Sq, Sk = Sq, D, dtype, mask, grads = false }: Shape): Problem {
-  return createProblem({
-    B,
-    Hq,
-    Hkv,
-    Sq,
-    Sk,
-    D,
-    Dv: D,
-    dtype,
-    scale: 1 / Math.sqrt(D),
-    strides: {
-      q: stridesOf('bhnd', Hq, Sq, D),
-      k: stridesOf('bhnd', Hkv, Sk, D),
-      v: stridesOf('bhnd', Hkv, Sk, D),
-      out: stridesOf('bhnd', Hq, Sq, D),
-      lse: { b: Hq * Sq, h: Sq, s: 1 },
-    },
-    sequences: denseSequences(B, Sq, Sk),
-    uniform: true,
-    kv: { kind: 'strided' },
-    mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
-    mod: null,
-    sides: [],
-    sink: false,
-    dropout: null,
-    grads: grads ? { q: true, k: true, v: true, sides: [], sink: false } : null,
-  });
-}
-
-function noise(dtype: FloatDType, shape: readonly number[]): EngineTensor {
-  const n = shape.reduce((a, b) => a * b, 1);
-  const data = allocate(dtype, n);
-  let state = 12345;
-  for (let i = 0; i < n; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    const x = state / 2 ** 31 - 1;
-    data[i] = dtype === 'f16' ? toF16(x) : dtype === 'bf16' ? toBf16(x) : x;
-  }
-  return engine.upload(tensor(data, shape, dtype));
-}
-
-function operandsOf(p: Problem): Operands & { dispose(): void } {
-  const q = [p.B, p.Hq, p.Sq, p.D];
-  const k = [p.B, p.Hkv, p.Sk, p.D];
-  const made: EngineTensor[] = [];
-  const keep = (t: EngineTensor): EngineTensor => {
-    made.push(t);
-    return t;
-  };
-  const forward = {
-    q: keep(noise(p.dtype, q)),
-    k: keep(noise(p.dtype, k)),
-    v: keep(noise(p.dtype, k)),
-    out: keep(engine.allocate(p.dtype, q)),
-    lse: keep(engine.allocate('f32', q.slice(0, 3))),
-    sides: [],
-    sink: null,
-    dispose: () => {
-      for (const t of made) t.dispose();
-    },
-  };
-  if (p.grads === null) return forward;
-  return {
-    ...forward,
-    dOut: keep(noise(p.dtype, q)),
-    dLse: null,
-    dq: keep(engine.allocate(p.dtype, q)),
-    dk: keep(engine.allocate(p.dtype, k)),
-    dv: keep(engine.allocate(p.dtype, k)),
-    dSides: [],
-    dSink: null,
-  };
-}
-
-const median = (xs: number[]): number => xs.sort((a, b) => a - b)[xs.length >> 1];
-
-/** Milliseconds the device is kept busy before a time counts: an idle card clocks down, to a sixth on some. */
-const WARM = 300;
-/** Two batches agree when they differ by less: the clock has settled. */
-const AGREE = 0.03;
-
-/** Milliseconds of one call: the median of batches of 25 ms, once the device is warm. */
-async function time(problem: Problem, operands: Operands, step: Step): Promise<number> {
-  const program = await engine.prepare(problem, step);
-  const batch = async (n: number): Promise<number> => {
-    const start = performance.now();
-    for (let i = 0; i < n; i++) await program.run(problem, operands);
-    await engine.synchronize();
-    return (performance.now() - start) / n;
-  };
-  const start = performance.now();
-  const spent = (): number => performance.now() - start;
-  let [before, last] = [Number.POSITIVE_INFINITY, await batch(1)];
-  while (spent() < WARM || (Math.abs(last / before - 1) > AGREE && spent() < 5 * WARM)) {
-    before = last;
-    last = await batch(Math.max(1, Math.min(500, Math.ceil(25 / last))));
-  }
-  const n = Math.max(1, Math.min(500, Math.ceil(25 / last)));
-  const times: number[] = [];
-  for (let i = 0; i < 9; i++) times.push(await batch(n));
-  return median(times);
-}
 
 /** Tiles worth trying, by pass and head size. */
 const TUNE: Readonly<Record<string, readonly TileConfig[]>> = {
@@ -197,24 +77,30 @@ const TUNE: Readonly<Record<string, readonly TileConfig[]>> = {
   ],
 };
 
+/** Cases are run a few at a time: compiling is most of the work, and drivers do it on many threads. */
+const TOGETHER = 8;
+
 async function check(pattern: RegExp, seconds: number): Promise<void> {
   const end = performance.now() + seconds * 1000;
   let [passed, failed, skipped, left] = [0, 0, 0, 0];
-  for (const one of CASES) {
-    if (!pattern.test(one.id) || one.spec.dtype === 'f64') continue;
-    if (performance.now() > end) {
-      left++;
-      continue;
+  const cases = CASES.filter((one) => pattern.test(one.id) && one.spec.dtype !== 'f64');
+  const work = async (): Promise<void> => {
+    for (let one = cases.shift(); one !== undefined; one = cases.shift()) {
+      if (performance.now() > end) {
+        left++;
+        continue;
+      }
+      for (const result of await runCase(one, engine)) {
+        if (result.skipped !== undefined) skipped++;
+        else if (result.ok) passed++;
+        else failed++;
+        if (!result.ok || result.skipped !== undefined)
+          console.log(result.pass, result.kernel ?? '', result.id, result.message ?? result.skipped);
+        report.checks.push(result);
+      }
     }
-    for (const result of await runCase(one, engine)) {
-      if (result.skipped !== undefined) skipped++;
-      else if (result.ok) passed++;
-      else failed++;
-      if (!result.ok || result.skipped !== undefined)
-        console.log(result.pass, result.kernel ?? '', result.id, result.message ?? result.skipped);
-      report.checks.push(result);
-    }
-  }
+  };
+  await Promise.all(Array.from({ length: engine.caps.software ? 1 : TOGETHER }, work));
   console.log(`conformance: ${passed} passed, ${failed} failed, ${skipped} refused, ${left} cases not reached`);
 }
 
@@ -225,7 +111,7 @@ async function row(
   tiles: readonly TileConfig[] | null,
 ): Promise<void> {
   const problem = problemOf(shape);
-  const operands = operandsOf(problem);
+  const operands = operandsOf(engine, problem);
   try {
     const plan = choosePlan(problem, [engine]);
     const chosen = pass === 'forward' ? plan.forward : plan.backward;
@@ -238,19 +124,24 @@ async function row(
           const configs = 'rt' in k.configs(problem, engine.caps)[0] ? tiles : k.configs(problem, engine.caps);
           return configs.map((config) => ({ ...chosen, kernel: k.name, config }));
         });
-    for (const step of steps) {
-      try {
-        const ms = await time(problem, operands, step);
-        const tflops = flopsOf(problem, pass) / ms / 1e9;
-        const what = { name, pass, kernel: step.kernel, config: step.config, ms, tflops };
-        report.rows.push(what);
-        const sizes = Object.values(step.config).join(',');
-        console.log(`${pass} ${name} ${step.kernel} [${sizes}] ${ms.toFixed(3)} ms ${tflops.toFixed(2)} TFLOP/s`);
-      } catch (e) {
-        console.log(
-          `${pass} ${name} ${step.kernel} ${JSON.stringify(step.config)}: ${String((e as Error).message).slice(0, 200)}`,
-        );
-      }
+    const tried = await Promise.all(
+      steps.map(async (step): Promise<{ step: typeof step; entrant: Entrant }[]> => {
+        try {
+          return [{ step, entrant: await entrantOf(engine, problem, operands, step) }];
+        } catch (e) {
+          console.log(`${pass} ${name} ${step.kernel} ${JSON.stringify(step.config)}: ${(e as Error).message}`);
+          return [];
+        }
+      }),
+    );
+    const able = tried.flat();
+    const times = await timeInTurn(able.map(({ entrant }) => entrant));
+    for (const [i, { step }] of able.entries()) {
+      const ms = times[i];
+      const tflops = flopsOf(problem, pass) / ms / 1e9;
+      report.rows.push({ name, pass, kernel: step.kernel, config: step.config, ms, tflops });
+      const sizes = Object.values(step.config).join(',');
+      console.log(`${pass} ${name} ${step.kernel} [${sizes}] ${ms.toFixed(3)} ms ${tflops.toFixed(2)} TFLOP/s`);
     }
   } finally {
     operands.dispose();
@@ -290,7 +181,7 @@ if (flag('decode'))
   }
 if (flag('overhead')) {
   const problem = problemOf({ Hq: 1, Sq: 16, D: 64, dtype: 'f32' });
-  const operands = operandsOf(problem);
+  const operands = operandsOf(engine, problem);
   const program = await engine.prepare(problem, choosePlan(problem, [engine]).forward);
   const times: number[] = [];
   for (let i = 0; i < 400; i++) {

@@ -9,9 +9,13 @@ import { join } from 'node:path';
 import type { ResultFile } from '../bench/cpu.ts';
 import type { Row } from '../bench/harness.ts';
 import { plotGpu } from './plot_gpu.ts';
-import { GPU_TABLES } from './results_gpu.ts';
+import { GPU_TABLES as CUDA_TABLES } from './results_gpu.ts';
+import { WEBGPU_TABLES } from './results_webgpu.ts';
 
 const ROOM = 'bench/results';
+
+/** Tables of the GPU benches, whose files have rows of their own. */
+const GPU_TABLES: Readonly<Record<string, () => string>> = { ...CUDA_TABLES, ...WEBGPU_TABLES };
 
 /** A table of one group: a line an id and number of threads, a column a contender. */
 interface Table {
