@@ -2,8 +2,21 @@
 import { UnsupportedError } from '../../core/errors.ts';
 import type { Buffers } from './buffers.ts';
 import type { Launch } from './kernels/kernel.ts';
+import type { Family } from './kernels/rows.ts';
 import type { Compiled, Place } from './programs.ts';
 import { packParams } from './wgsl/module.ts';
+
+/** Operands that may be bound in part. */
+const FAMILY: Readonly<Record<string, Family>> = {
+  q: 'q',
+  dq: 'q',
+  k: 'k',
+  dk: 'k',
+  v: 'v',
+  dv: 'v',
+  out: 'out',
+  dOut: 'out',
+};
 
 export interface Recorder {
   readonly device: GPUDevice;
@@ -163,11 +176,13 @@ function bindGroups(
   places: ReadonlyMap<string, Place>,
   constants: Constants,
 ): GPUBindGroup[] {
-  return launch.dispatches.map(({ shader: index }, i) => {
+  return launch.dispatches.map(({ shader: index, windows }, i) => {
     const { shader, layout } = compiled[index];
     const entries: GPUBindGroupEntry[] = shader.bindings.map(({ name }, k) => {
-      const at = places.get(name);
-      if (at === undefined) throw new Error(`${shader.name}: nothing is bound to ${name}`);
+      const whole = places.get(name);
+      if (whole === undefined) throw new Error(`${shader.name}: nothing is bound to ${name}`);
+      const window = Object.hasOwn(FAMILY, name) ? windows?.[FAMILY[name]] : undefined;
+      const at = window === undefined ? whole : { ...whole, offset: whole.offset + window.offset, size: window.size };
       if (at.size > bindingSize)
         throw new UnsupportedError(`${name} of ${at.size} bytes`, [
           { engine: 'webgpu', reason: `maxStorageBufferBindingSize is ${bindingSize}` },

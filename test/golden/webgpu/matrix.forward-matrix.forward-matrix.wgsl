@@ -9,16 +9,22 @@ struct Params {
   out_s: u32,
   scale: f32,
   scaleLog2: f32,
+  firstH: u32,
   group: u32,
   Hq: u32,
+  firstB: u32,
   q_b: u32,
   q_h: u32,
+  q_from: u32,
   out_b: u32,
   out_h: u32,
+  out_from: u32,
   k_b: u32,
   k_h: u32,
+  k_from: u32,
   v_b: u32,
   v_h: u32,
+  v_from: u32,
   qRowsAt: u32,
   qRunsB: u32,
   qRunsH: u32,
@@ -59,8 +65,8 @@ fn mask4(q: i32, kv: i32) -> vec4<bool> {
 fn inside4(q: i32, kv: i32) -> vec4<bool> { return vec4<i32>(kv) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenK); }
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) subgroupSize: u32, @builtin(subgroup_invocation_id) lane: u32) {
-  let b = group.z;
-  let h = group.x;
+  let b = group.z + P.firstB;
+  let h = group.x + P.firstH;
   let hkv = h / P.group;
   let bh = b * P.Hq + h;
   atH = i32(h);
@@ -75,10 +81,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   // The last tile starts earlier rather than reaching past the end; its first rows are another tile's to write.
   let q0 = min(first, lenQ - 32u);
   // Locals and not module variables: matrix loads want addresses that are seen to be uniform.
-  let base_q = b * P.q_b + h * P.q_h + qStart * P.q_s;
-  let base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
-  let base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
-  let base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
+  let base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  let base_out = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
+  let base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
+  let base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
   let column = (lane % 1u) * 32u;
   var begun = false;
   let row_0 = lane / 1u;

@@ -4,9 +4,12 @@ struct Params {
   group: u32,
   tiles: u32,
   splits: u32,
+  firstH: u32,
+  firstB: u32,
   Hkv: u32,
   out_b: u32,
   out_h: u32,
+  out_from: u32,
   lse_b: u32,
   lse_h: u32,
   lse_s: u32,
@@ -32,9 +35,9 @@ fn log2OrNan(x: f32) -> f32 {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
-  let h = group.x;
+  let h = group.x + P.firstH;
   let q = group.y;
-  let b = group.z;
+  let b = group.z + P.firstB;
   let qStart = u32(tables[b * 4u]);
   atLenQ = tables[b * 4u + 1u];
   if (q >= u32(atLenQ)) { return; }
@@ -48,7 +51,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let one = stats[at + s * 4u];
     total += one.y * exp2(one.x - top);
   }
-  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
+  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
   for (var quad = local; quad < 4u * once; quad += 64u) {
     var sum = vec4<f32>(0.0);
     for (var s = 0u; s < P.splits; s++) {

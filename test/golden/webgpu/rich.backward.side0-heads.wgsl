@@ -13,12 +13,16 @@ struct Params {
   Hq: u32,
   q_b: u32,
   q_h: u32,
+  q_from: u32,
   out_b: u32,
   out_h: u32,
+  out_from: u32,
   k_b: u32,
   k_h: u32,
+  k_from: u32,
   v_b: u32,
   v_h: u32,
+  v_from: u32,
   lse_b: u32,
   lse_h: u32,
   scale: f32,
@@ -39,7 +43,7 @@ var<private> atH: i32;
 var<private> atLenQ: i32;
 var<private> atLenK: i32;
 var<private> lseBase: u32;
-var<workgroup> arena: array<vec4<f32>, 416>;
+var<workgroup> arena: array<vec4<f32>, 432>;
 var<private> base_q: u32;
 var<private> base_k: u32;
 var<private> base_v: u32;
@@ -136,35 +140,35 @@ fn row_at(q: i32) -> vec2<f32> {
   if (q >= atLenQ) { return vec2<f32>(3.0e38, 0.0); }
   return rows[lseBase + u32(q) * P.lse_s];
 }
-fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
-fn ld_q(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenQ) && quad_ < 4u;
+fn rd_q(row_: u32, quad_: u32) -> vec2<u32> {
   let row = min(row_, u32(atLenQ) - 1u);
   let quad = min(quad_, 3u);
   let at = base_q + row * P.q_s;
-  return select(vec4<f32>(0.0), tw_f16(q[(at >> 2u) + quad]), inside);
+  return select(vec2<u32>(), q[(at >> 2u) + quad], row_ < u32(atLenQ) && quad_ < 4u);
 }
-fn ld_k(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenK) && quad_ < 4u;
+fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
+fn rd_q_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_q(row, quad)); }
+fn rd_k(row_: u32, quad_: u32) -> vec2<u32> {
   let row = min(row_, u32(atLenK) - 1u);
   let quad = min(quad_, 3u);
   let at = base_k + row * P.k_s;
-  return select(vec4<f32>(0.0), tw_f16(k[(at >> 2u) + quad]), inside);
+  return select(vec2<u32>(), k[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
 }
-fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenK) && quad_ < 4u;
+fn rd_k_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_k(row, quad)); }
+fn rd_v(row_: u32, quad_: u32) -> vec2<u32> {
   let row = min(row_, u32(atLenK) - 1u);
   let quad = min(quad_, 3u);
   let at = base_v + row * P.v_s;
-  return select(vec4<f32>(0.0), tw_f16(v[(at >> 2u) + quad]), inside);
+  return select(vec2<u32>(), v[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
 }
-fn ld_dOut(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenQ) && quad_ < 4u;
+fn rd_v_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_v(row, quad)); }
+fn rd_dOut(row_: u32, quad_: u32) -> vec2<u32> {
   let row = min(row_, u32(atLenQ) - 1u);
   let quad = min(quad_, 3u);
   let at = base_dOut + row * P.out_s;
-  return select(vec4<f32>(0.0), tw_f16(dOut[(at >> 2u) + quad]), inside);
+  return select(vec2<u32>(), dOut[(at >> 2u) + quad], row_ < u32(atLenQ) && quad_ < 4u);
 }
+fn rd_dOut_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_dOut(row, quad)); }
 fn factor1_0(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> f32 {
   let t0 = (lenK - lenQ);
   let t1 = (q + t0);
@@ -181,7 +185,7 @@ fn factor4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
     factor1_0(s.z, atB, atH, min(q, atLenQ - 1), min(kv + 2, atLenK - 1), atLenQ, atLenK),
     factor1_0(s.w, atB, atH, min(q, atLenQ - 1), min(kv + 3, atLenK - 1), atLenQ, atLenK));
 }
-@compute @workgroup_size(64)
+@compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
   let tid = local;
@@ -192,6 +196,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let q0 = group.y * 16u;
   var sum_0_0 = vec4<f32>(0.0);
   var sum_1_0 = vec4<f32>(0.0);
+  var sum_2_0 = vec4<f32>(0.0);
+  var sum_3_0 = vec4<f32>(0.0);
   let hkv = h / P.group;
   let bh = b * P.Hq + h;
   atH = i32(h);
@@ -202,104 +208,190 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   atB = i32(b);
   atLenQ = i32(lenQ);
   atLenK = i32(lenK);
-  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s;
-  base_dOut = b * P.out_b + h * P.out_h + qStart * P.out_s;
-  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
-  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
+  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  base_dOut = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
   lseBase = b * P.lse_b + h * P.lse_h + qStart * P.lse_s;
   if (q0 < lenQ) {
     for (var k0 = 0u; k0 < lenK; k0 += 32u) {
-      let q_0 = i32(q0 + r + 0u);
+      let q_0 = i32(q0 + (4u * r + 0u));
       let row_0 = row_at(q_0);
       let lse_0 = row_0.x;
       let delta_0 = row_0.y;
-      let q_1 = i32(q0 + r + 8u);
+      let q_1 = i32(q0 + (4u * r + 1u));
       let row_1 = row_at(q_1);
       let lse_1 = row_1.x;
       let delta_1 = row_1.y;
+      let q_2 = i32(q0 + (4u * r + 2u));
+      let row_2 = row_at(q_2);
+      let lse_2 = row_2.x;
+      let delta_2 = row_2.y;
+      let q_3 = i32(q0 + (4u * r + 3u));
+      let row_3 = row_at(q_3);
+      let lse_3 = row_3.x;
+      let delta_3 = row_3.y;
       let partial = true;
       var s_0_0 = vec4<f32>(0.0);
       var s_1_0 = vec4<f32>(0.0);
+      var s_2_0 = vec4<f32>(0.0);
+      var s_3_0 = vec4<f32>(0.0);
       {
-        var sa_0: vec4<f32>;
-        var sb_0: vec4<f32>;
-        var sb_1: vec4<f32>;
+        var sa_0_0: vec4<f32>;
+        var sa_0_1: vec4<f32>;
+        var sa_0_2: vec4<f32>;
+        var sa_0_3: vec4<f32>;
+        var sb_0_0: vec4<f32>;
+        var sb_0_1: vec4<f32>;
+        var sb_0_2: vec4<f32>;
+        var sb_0_3: vec4<f32>;
         let start = 0u;
         workgroupBarrier(); // what was read from this place before is done with
-        sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
-        sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
-        sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
-        arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
-        arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
-        arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
+        sa_0_0 = rd_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 0u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        sa_0_1 = rd_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 1u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        sa_0_2 = rd_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 2u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        sa_0_3 = rd_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 3u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        sb_0_0 = rd_k_f32(k0 + (tid / 2u) % 8u * 4u + 0u, start + (tid / 16u * 2u + tid % 2u));
+        sb_0_1 = rd_k_f32(k0 + (tid / 2u) % 8u * 4u + 1u, start + (tid / 16u * 2u + tid % 2u));
+        sb_0_2 = rd_k_f32(k0 + (tid / 2u) % 8u * 4u + 2u, start + (tid / 16u * 2u + tid % 2u));
+        sb_0_3 = rd_k_f32(k0 + (tid / 2u) % 8u * 4u + 3u, start + (tid / 16u * 2u + tid % 2u));
+        if (tid < 16u) {
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 144u] = vec4<f32>(sa_0_0.x, sa_0_1.x, sa_0_2.x, sa_0_3.x);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 149u] = vec4<f32>(sa_0_0.y, sa_0_1.y, sa_0_2.y, sa_0_3.y);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 154u] = vec4<f32>(sa_0_0.z, sa_0_1.z, sa_0_2.z, sa_0_3.z);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 159u] = vec4<f32>(sa_0_0.w, sa_0_1.w, sa_0_2.w, sa_0_3.w);
+        }
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 0u] = vec4<f32>(sb_0_0.x, sb_0_1.x, sb_0_2.x, sb_0_3.x);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 9u] = vec4<f32>(sb_0_0.y, sb_0_1.y, sb_0_2.y, sb_0_3.y);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 18u] = vec4<f32>(sb_0_0.z, sb_0_1.z, sb_0_2.z, sb_0_3.z);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 27u] = vec4<f32>(sb_0_0.w, sb_0_1.w, sb_0_2.w, sb_0_3.w);
         workgroupBarrier(); // staged rows are visible
         for (var d = 0u; d < 4u * once; d++) {
-          let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
-          let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
-          let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
-          let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
-          let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
-          let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
-          let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
-          let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
-          let a_0 = arena[160u + (r + 0u) * 5u + d];
-          s_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, s_0_0);
-          s_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, s_0_0);
-          s_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, s_0_0);
-          s_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, s_0_0);
-          let a_1 = arena[160u + (r + 8u) * 5u + d];
-          s_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, s_1_0);
-          s_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, s_1_0);
-          s_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, s_1_0);
-          s_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, s_1_0);
+          let fromA = r + 144u + d * 20u;
+          let fromB = c + 0u + d * 36u;
+          {
+            let a_0 = arena[fromA + 0u];
+            let b_0 = arena[fromB + 0u];
+            s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+            s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+            s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+            s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 5u];
+            let b_0 = arena[fromB + 9u];
+            s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+            s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+            s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+            s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 10u];
+            let b_0 = arena[fromB + 18u];
+            s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+            s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+            s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+            s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 15u];
+            let b_0 = arena[fromB + 27u];
+            s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+            s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+            s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+            s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+          }
         }
       }
       var t_0_0 = vec4<f32>(0.0);
       var t_1_0 = vec4<f32>(0.0);
+      var t_2_0 = vec4<f32>(0.0);
+      var t_3_0 = vec4<f32>(0.0);
       {
-        var ta_0: vec4<f32>;
-        var tb_0: vec4<f32>;
-        var tb_1: vec4<f32>;
+        var ta_0_0: vec4<f32>;
+        var ta_0_1: vec4<f32>;
+        var ta_0_2: vec4<f32>;
+        var ta_0_3: vec4<f32>;
+        var tb_0_0: vec4<f32>;
+        var tb_0_1: vec4<f32>;
+        var tb_0_2: vec4<f32>;
+        var tb_0_3: vec4<f32>;
         let start = 0u;
         workgroupBarrier(); // what was read from this place before is done with
-        ta_0 = ld_dOut(q0 + tid / 4u, start + tid % 4u);
-        tb_0 = ld_v(k0 + tid / 4u, start + tid % 4u);
-        tb_1 = ld_v(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
-        arena[160u + (tid / 4u) * 5u + tid % 4u] = ta_0;
-        arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = tb_0;
-        arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = tb_1;
+        ta_0_0 = rd_dOut_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 0u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        ta_0_1 = rd_dOut_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 1u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        ta_0_2 = rd_dOut_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 2u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        ta_0_3 = rd_dOut_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 3u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+        tb_0_0 = rd_v_f32(k0 + (tid / 2u) % 8u * 4u + 0u, start + (tid / 16u * 2u + tid % 2u));
+        tb_0_1 = rd_v_f32(k0 + (tid / 2u) % 8u * 4u + 1u, start + (tid / 16u * 2u + tid % 2u));
+        tb_0_2 = rd_v_f32(k0 + (tid / 2u) % 8u * 4u + 2u, start + (tid / 16u * 2u + tid % 2u));
+        tb_0_3 = rd_v_f32(k0 + (tid / 2u) % 8u * 4u + 3u, start + (tid / 16u * 2u + tid % 2u));
+        if (tid < 16u) {
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 144u] = vec4<f32>(ta_0_0.x, ta_0_1.x, ta_0_2.x, ta_0_3.x);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 149u] = vec4<f32>(ta_0_0.y, ta_0_1.y, ta_0_2.y, ta_0_3.y);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 154u] = vec4<f32>(ta_0_0.z, ta_0_1.z, ta_0_2.z, ta_0_3.z);
+          arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 159u] = vec4<f32>(ta_0_0.w, ta_0_1.w, ta_0_2.w, ta_0_3.w);
+        }
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 0u] = vec4<f32>(tb_0_0.x, tb_0_1.x, tb_0_2.x, tb_0_3.x);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 9u] = vec4<f32>(tb_0_0.y, tb_0_1.y, tb_0_2.y, tb_0_3.y);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 18u] = vec4<f32>(tb_0_0.z, tb_0_1.z, tb_0_2.z, tb_0_3.z);
+        arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 27u] = vec4<f32>(tb_0_0.w, tb_0_1.w, tb_0_2.w, tb_0_3.w);
         workgroupBarrier(); // staged rows are visible
         for (var d = 0u; d < 4u * once; d++) {
-          let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
-          let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
-          let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
-          let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
-          let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
-          let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
-          let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
-          let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
-          let a_0 = arena[160u + (r + 0u) * 5u + d];
-          t_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, t_0_0);
-          t_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, t_0_0);
-          t_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, t_0_0);
-          t_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, t_0_0);
-          let a_1 = arena[160u + (r + 8u) * 5u + d];
-          t_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, t_1_0);
-          t_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, t_1_0);
-          t_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, t_1_0);
-          t_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, t_1_0);
+          let fromA = r + 144u + d * 20u;
+          let fromB = c + 0u + d * 36u;
+          {
+            let a_0 = arena[fromA + 0u];
+            let b_0 = arena[fromB + 0u];
+            t_0_0 = fma(vec4<f32>(a_0.x), b_0, t_0_0);
+            t_1_0 = fma(vec4<f32>(a_0.y), b_0, t_1_0);
+            t_2_0 = fma(vec4<f32>(a_0.z), b_0, t_2_0);
+            t_3_0 = fma(vec4<f32>(a_0.w), b_0, t_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 5u];
+            let b_0 = arena[fromB + 9u];
+            t_0_0 = fma(vec4<f32>(a_0.x), b_0, t_0_0);
+            t_1_0 = fma(vec4<f32>(a_0.y), b_0, t_1_0);
+            t_2_0 = fma(vec4<f32>(a_0.z), b_0, t_2_0);
+            t_3_0 = fma(vec4<f32>(a_0.w), b_0, t_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 10u];
+            let b_0 = arena[fromB + 18u];
+            t_0_0 = fma(vec4<f32>(a_0.x), b_0, t_0_0);
+            t_1_0 = fma(vec4<f32>(a_0.y), b_0, t_1_0);
+            t_2_0 = fma(vec4<f32>(a_0.z), b_0, t_2_0);
+            t_3_0 = fma(vec4<f32>(a_0.w), b_0, t_3_0);
+          }
+          {
+            let a_0 = arena[fromA + 15u];
+            let b_0 = arena[fromB + 27u];
+            t_0_0 = fma(vec4<f32>(a_0.x), b_0, t_0_0);
+            t_1_0 = fma(vec4<f32>(a_0.y), b_0, t_1_0);
+            t_2_0 = fma(vec4<f32>(a_0.z), b_0, t_2_0);
+            t_3_0 = fma(vec4<f32>(a_0.w), b_0, t_3_0);
+          }
         }
       }
       let raw_0_0 = s_0_0 * P.scale;
       s_0_0 = exp2(mod4(s_0_0 * P.scale, q_0, i32(k0 + 4u * c + 0u)) * 1.4426950408889634 - vec4<f32>(lse_0));
       let raw_1_0 = s_1_0 * P.scale;
       s_1_0 = exp2(mod4(s_1_0 * P.scale, q_1, i32(k0 + 4u * c + 0u)) * 1.4426950408889634 - vec4<f32>(lse_1));
+      let raw_2_0 = s_2_0 * P.scale;
+      s_2_0 = exp2(mod4(s_2_0 * P.scale, q_2, i32(k0 + 4u * c + 0u)) * 1.4426950408889634 - vec4<f32>(lse_2));
+      let raw_3_0 = s_3_0 * P.scale;
+      s_3_0 = exp2(mod4(s_3_0 * P.scale, q_3, i32(k0 + 4u * c + 0u)) * 1.4426950408889634 - vec4<f32>(lse_3));
       if (partial) {
         s_0_0 = select(vec4<f32>(0.0), s_0_0, (inside4(q_0, i32(k0 + 4u * c + 0u)) & mask4(q_0, i32(k0 + 4u * c + 0u))));
         s_1_0 = select(vec4<f32>(0.0), s_1_0, (inside4(q_1, i32(k0 + 4u * c + 0u)) & mask4(q_1, i32(k0 + 4u * c + 0u))));
+        s_2_0 = select(vec4<f32>(0.0), s_2_0, (inside4(q_2, i32(k0 + 4u * c + 0u)) & mask4(q_2, i32(k0 + 4u * c + 0u))));
+        s_3_0 = select(vec4<f32>(0.0), s_3_0, (inside4(q_3, i32(k0 + 4u * c + 0u)) & mask4(q_3, i32(k0 + 4u * c + 0u))));
       } else if (k0 + 32u > lenK) {
         s_0_0 = select(vec4<f32>(0.0), s_0_0, inside4(q_0, i32(k0 + 4u * c + 0u)));
         s_1_0 = select(vec4<f32>(0.0), s_1_0, inside4(q_1, i32(k0 + 4u * c + 0u)));
+        s_2_0 = select(vec4<f32>(0.0), s_2_0, inside4(q_2, i32(k0 + 4u * c + 0u)));
+        s_3_0 = select(vec4<f32>(0.0), s_3_0, inside4(q_3, i32(k0 + 4u * c + 0u)));
       }
       {
         let z = tw_drop4(q_0, i32(k0 + 4u * c + 0u), i32(bh));
@@ -309,12 +401,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let z = tw_drop4(q_1, i32(k0 + 4u * c + 0u), i32(bh));
         t_1_0 = select(vec4<f32>(0.0), s_1_0 * (t_1_0 * z - delta_1), s_1_0 != vec4<f32>(0.0));
       }
+      {
+        let z = tw_drop4(q_2, i32(k0 + 4u * c + 0u), i32(bh));
+        t_2_0 = select(vec4<f32>(0.0), s_2_0 * (t_2_0 * z - delta_2), s_2_0 != vec4<f32>(0.0));
+      }
+      {
+        let z = tw_drop4(q_3, i32(k0 + 4u * c + 0u), i32(bh));
+        t_3_0 = select(vec4<f32>(0.0), s_3_0 * (t_3_0 * z - delta_3), s_3_0 != vec4<f32>(0.0));
+      }
       sum_0_0 += select(vec4<f32>(0.0), t_0_0 * factor4(raw_0_0, q_0, i32(k0 + 4u * c + 0u)), t_0_0 != vec4<f32>(0.0));
       sum_1_0 += select(vec4<f32>(0.0), t_1_0 * factor4(raw_1_0, q_1, i32(k0 + 4u * c + 0u)), t_1_0 != vec4<f32>(0.0));
+      sum_2_0 += select(vec4<f32>(0.0), t_2_0 * factor4(raw_2_0, q_2, i32(k0 + 4u * c + 0u)), t_2_0 != vec4<f32>(0.0));
+      sum_3_0 += select(vec4<f32>(0.0), t_3_0 * factor4(raw_3_0, q_3, i32(k0 + 4u * c + 0u)), t_3_0 != vec4<f32>(0.0));
     }
   }
-  exchange[(r + 0u) * 8u + c] = (sum_0_0.x + sum_0_0.y) + (sum_0_0.z + sum_0_0.w);
-  exchange[(r + 8u) * 8u + c] = (sum_1_0.x + sum_1_0.y) + (sum_1_0.z + sum_1_0.w);
+  exchange[(4u * r + 0u) * 8u + c] = (sum_0_0.x + sum_0_0.y) + (sum_0_0.z + sum_0_0.w);
+  exchange[(4u * r + 1u) * 8u + c] = (sum_1_0.x + sum_1_0.y) + (sum_1_0.z + sum_1_0.w);
+  exchange[(4u * r + 2u) * 8u + c] = (sum_2_0.x + sum_2_0.y) + (sum_2_0.z + sum_2_0.w);
+  exchange[(4u * r + 3u) * 8u + c] = (sum_3_0.x + sum_3_0.y) + (sum_3_0.z + sum_3_0.w);
   workgroupBarrier(); // sums of a row's invocations are visible
   if (tid == 0u) {
     var total = 0.0;

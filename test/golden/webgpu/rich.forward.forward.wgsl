@@ -9,16 +9,22 @@ struct Params {
   v_s: u32,
   out_s: u32,
   scale: f32,
+  firstH: u32,
   group: u32,
   Hq: u32,
+  firstB: u32,
   q_b: u32,
   q_h: u32,
+  q_from: u32,
   k_b: u32,
   k_h: u32,
+  k_from: u32,
   v_b: u32,
   v_h: u32,
+  v_from: u32,
   out_b: u32,
   out_h: u32,
+  out_from: u32,
   qRowsAt: u32,
   qRunsB: u32,
   qRunsH: u32,
@@ -45,7 +51,7 @@ var<private> base_q: u32;
 var<private> base_k: u32;
 var<private> base_v: u32;
 var<private> base_out: u32;
-var<workgroup> arena: array<vec4<f32>, 272>;
+var<workgroup> arena: array<vec4<f32>, 288>;
 var<workgroup> poison: atomic<u32>;
 fn mask1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> bool {
   let t0 = (lenK - lenQ);
@@ -118,28 +124,28 @@ fn tw_drop4(q: i32, kv: i32, bh: i32) -> vec4<f32> {
 fn tw_drop1(q: i32, kv: i32, bh: i32) -> f32 {
   return select(0.0, P.dropKeep, (tw_philox(vec4<u32>(u32(kv) >> 2u, u32(q) & ~8u, u32(bh), P.dropOffset), vec2<u32>(P.seedLo, P.seedHi))[u32(kv) & 3u] << ((u32(~q) & 8u) << 1u)) >= P.dropThreshold);
 }
-fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
-fn ld_q(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenQ) && quad_ < 4u;
-  let row = min(row_, u32(atLenQ) - 1u);
-  let quad = min(quad_, 3u);
+fn rd_any_full_q(row_: u32, quad_: u32) -> vec2<u32> {
+  let row = row_;
+  let quad = quad_;
   let at = base_q + row * P.q_s;
-  return select(vec4<f32>(0.0), tw_f16(q[(at >> 2u) + quad]), inside);
+  return q[(at >> 2u) + quad];
 }
-fn ld_k(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenK) && quad_ < 4u;
-  let row = min(row_, u32(atLenK) - 1u);
-  let quad = min(quad_, 3u);
+fn tw_f16(w: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)); }
+fn rd_any_full_q_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_full_q(row, quad)); }
+fn rd_any_full_k(row_: u32, quad_: u32) -> vec2<u32> {
+  let row = row_;
+  let quad = quad_;
   let at = base_k + row * P.k_s;
-  return select(vec4<f32>(0.0), tw_f16(k[(at >> 2u) + quad]), inside);
+  return k[(at >> 2u) + quad];
 }
-fn ld_v(row_: u32, quad_: u32) -> vec4<f32> {
-  let inside = row_ < u32(atLenK) && quad_ < 4u;
+fn rd_any_full_k_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_full_k(row, quad)); }
+fn rd_v(row_: u32, quad_: u32) -> vec2<u32> {
   let row = min(row_, u32(atLenK) - 1u);
   let quad = min(quad_, 3u);
   let at = base_v + row * P.v_s;
-  return select(vec4<f32>(0.0), tw_f16(v[(at >> 2u) + quad]), inside);
+  return select(vec2<u32>(), v[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
 }
+fn rd_v_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_v(row, quad)); }
 fn tw_to_f16(x: f32) -> u32 {
   let u = bitcast<u32>(x);
   let sign = (u >> 16u) & 0x8000u;
@@ -165,14 +171,14 @@ fn log2OrNan(x: f32) -> f32 {
   let bits = bitcast<u32>(x);
   return select(log2(x), bitcast<f32>(bits | 0x7fc00000u), (bits & 0x7f800000u) == 0x7f800000u);
 }
-@compute @workgroup_size(64)
+@compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
   let tid = local;
   let r = tid / 8u;
   let c = tid % 8u;
-  let b = group.z;
-  let h = group.x;
+  let b = group.z + P.firstB;
+  let h = group.x + P.firstH;
   let hkv = h / P.group;
   let bh = b * P.Hq + h;
   atH = i32(h);
@@ -185,18 +191,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   atLenK = i32(lenK);
   let q0 = (groups.y - 1u - group.y) * 16u;
   if (q0 >= lenQ) { return; }
-  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s;
-  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s;
-  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s;
-  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s;
-  let q_0 = i32(q0 + r + 0u);
+  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
+  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
+  let q_0 = i32(q0 + (4u * r + 0u));
   var m_0 = -1.0e30;
   var l_0 = 0.0;
-  let q_1 = i32(q0 + r + 8u);
+  let q_1 = i32(q0 + (4u * r + 1u));
   var m_1 = -1.0e30;
   var l_1 = 0.0;
+  let q_2 = i32(q0 + (4u * r + 2u));
+  var m_2 = -1.0e30;
+  var l_2 = 0.0;
+  let q_3 = i32(q0 + (4u * r + 3u));
+  var m_3 = -1.0e30;
+  var l_3 = 0.0;
   var o_0_0 = vec4<f32>(0.0);
   var o_1_0 = vec4<f32>(0.0);
+  var o_2_0 = vec4<f32>(0.0);
+  var o_3_0 = vec4<f32>(0.0);
   {
     let runRow = P.qRowsAt + b * P.qRunsB + h * P.qRunsH + q0 / 16u;
     let lastRun = u32(tables[runRow + 1u]);
@@ -208,65 +222,115 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let k0 = block * 32u;
         var s_0_0 = vec4<f32>(0.0);
         var s_1_0 = vec4<f32>(0.0);
+        var s_2_0 = vec4<f32>(0.0);
+        var s_3_0 = vec4<f32>(0.0);
         {
-          var sa_0: vec4<f32>;
-          var sb_0: vec4<f32>;
-          var sb_1: vec4<f32>;
+          var sa_0_0: vec4<f32>;
+          var sa_0_1: vec4<f32>;
+          var sa_0_2: vec4<f32>;
+          var sa_0_3: vec4<f32>;
+          var sb_0_0: vec4<f32>;
+          var sb_0_1: vec4<f32>;
+          var sb_0_2: vec4<f32>;
+          var sb_0_3: vec4<f32>;
           let start = 0u;
           workgroupBarrier(); // what was read from this place before is done with
-          sa_0 = ld_q(q0 + tid / 4u, start + tid % 4u);
-          sb_0 = ld_k(k0 + tid / 4u, start + tid % 4u);
-          sb_1 = ld_k(k0 + (tid + 64u) / 4u, start + (tid + 64u) % 4u);
-          arena[160u + (tid / 4u) * 5u + tid % 4u] = sa_0;
-          arena[0u + (((tid / 4u) & 3u) * 8u + ((tid / 4u) >> 2u)) * 5u + tid % 4u] = sb_0;
-          arena[0u + ((((tid + 64u) / 4u) & 3u) * 8u + (((tid + 64u) / 4u) >> 2u)) * 5u + (tid + 64u) % 4u] = sb_1;
+          sa_0_0 = rd_any_full_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 0u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+          sa_0_1 = rd_any_full_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 1u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+          sa_0_2 = rd_any_full_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 2u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+          sa_0_3 = rd_any_full_q_f32(q0 + (min(tid, 15u) / 2u) % 4u * 4u + 3u, start + (min(tid, 15u) / 8u * 2u + min(tid, 15u) % 2u));
+          sb_0_0 = rd_any_full_k_f32(k0 + (tid / 2u) % 8u * 4u + 0u, start + (tid / 16u * 2u + tid % 2u));
+          sb_0_1 = rd_any_full_k_f32(k0 + (tid / 2u) % 8u * 4u + 1u, start + (tid / 16u * 2u + tid % 2u));
+          sb_0_2 = rd_any_full_k_f32(k0 + (tid / 2u) % 8u * 4u + 2u, start + (tid / 16u * 2u + tid % 2u));
+          sb_0_3 = rd_any_full_k_f32(k0 + (tid / 2u) % 8u * 4u + 3u, start + (tid / 16u * 2u + tid % 2u));
+          if (tid < 16u) {
+            arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 144u] = vec4<f32>(sa_0_0.x, sa_0_1.x, sa_0_2.x, sa_0_3.x);
+            arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 149u] = vec4<f32>(sa_0_0.y, sa_0_1.y, sa_0_2.y, sa_0_3.y);
+            arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 154u] = vec4<f32>(sa_0_0.z, sa_0_1.z, sa_0_2.z, sa_0_3.z);
+            arena[(tid / 8u * 2u + tid % 2u) * 20u + (tid / 2u) % 4u + 159u] = vec4<f32>(sa_0_0.w, sa_0_1.w, sa_0_2.w, sa_0_3.w);
+          }
+          arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 0u] = vec4<f32>(sb_0_0.x, sb_0_1.x, sb_0_2.x, sb_0_3.x);
+          arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 9u] = vec4<f32>(sb_0_0.y, sb_0_1.y, sb_0_2.y, sb_0_3.y);
+          arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 18u] = vec4<f32>(sb_0_0.z, sb_0_1.z, sb_0_2.z, sb_0_3.z);
+          arena[(tid / 16u * 2u + tid % 2u) * 36u + (tid / 2u) % 8u + 27u] = vec4<f32>(sb_0_0.w, sb_0_1.w, sb_0_2.w, sb_0_3.w);
           workgroupBarrier(); // staged rows are visible
           for (var d = 0u; d < 4u * once; d++) {
-            let b_0_0 = arena[0u + (0u * 8u + c) * 5u + d];
-            let b_0_1 = arena[0u + (1u * 8u + c) * 5u + d];
-            let b_0_2 = arena[0u + (2u * 8u + c) * 5u + d];
-            let b_0_3 = arena[0u + (3u * 8u + c) * 5u + d];
-            let bt_0_0 = vec4<f32>(b_0_0.x, b_0_1.x, b_0_2.x, b_0_3.x);
-            let bt_0_1 = vec4<f32>(b_0_0.y, b_0_1.y, b_0_2.y, b_0_3.y);
-            let bt_0_2 = vec4<f32>(b_0_0.z, b_0_1.z, b_0_2.z, b_0_3.z);
-            let bt_0_3 = vec4<f32>(b_0_0.w, b_0_1.w, b_0_2.w, b_0_3.w);
-            let a_0 = arena[160u + (r + 0u) * 5u + d];
-            s_0_0 = fma(vec4<f32>(a_0.x), bt_0_0, s_0_0);
-            s_0_0 = fma(vec4<f32>(a_0.y), bt_0_1, s_0_0);
-            s_0_0 = fma(vec4<f32>(a_0.z), bt_0_2, s_0_0);
-            s_0_0 = fma(vec4<f32>(a_0.w), bt_0_3, s_0_0);
-            let a_1 = arena[160u + (r + 8u) * 5u + d];
-            s_1_0 = fma(vec4<f32>(a_1.x), bt_0_0, s_1_0);
-            s_1_0 = fma(vec4<f32>(a_1.y), bt_0_1, s_1_0);
-            s_1_0 = fma(vec4<f32>(a_1.z), bt_0_2, s_1_0);
-            s_1_0 = fma(vec4<f32>(a_1.w), bt_0_3, s_1_0);
+            let fromA = r + 144u + d * 20u;
+            let fromB = c + 0u + d * 36u;
+            {
+              let a_0 = arena[fromA + 0u];
+              let b_0 = arena[fromB + 0u];
+              s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+              s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+              s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+              s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+            }
+            {
+              let a_0 = arena[fromA + 5u];
+              let b_0 = arena[fromB + 9u];
+              s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+              s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+              s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+              s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+            }
+            {
+              let a_0 = arena[fromA + 10u];
+              let b_0 = arena[fromB + 18u];
+              s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+              s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+              s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+              s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+            }
+            {
+              let a_0 = arena[fromA + 15u];
+              let b_0 = arena[fromB + 27u];
+              s_0_0 = fma(vec4<f32>(a_0.x), b_0, s_0_0);
+              s_1_0 = fma(vec4<f32>(a_0.y), b_0, s_1_0);
+              s_2_0 = fma(vec4<f32>(a_0.z), b_0, s_2_0);
+              s_3_0 = fma(vec4<f32>(a_0.w), b_0, s_3_0);
+            }
           }
         }
-        var ox_0: vec4<f32>;
-        var ox_1: vec4<f32>;
+        var ox_0_0: vec4<f32>;
+        var ox_1_0: vec4<f32>;
+        var ox_2_0: vec4<f32>;
+        var ox_3_0: vec4<f32>;
         s_0_0 = mod4(s_0_0 * P.scale, q_0, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
         s_1_0 = mod4(s_1_0 * P.scale, q_1, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
+        s_2_0 = mod4(s_2_0 * P.scale, q_2, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
+        s_3_0 = mod4(s_3_0 * P.scale, q_3, i32(k0 + 4u * c + 0u)) * 1.4426950408889634;
         if (partial) {
           s_0_0 = select(vec4<f32>(-3.0e38), s_0_0, (inside4(q_0, i32(k0 + 4u * c + 0u)) & mask4(q_0, i32(k0 + 4u * c + 0u))));
           s_1_0 = select(vec4<f32>(-3.0e38), s_1_0, (inside4(q_1, i32(k0 + 4u * c + 0u)) & mask4(q_1, i32(k0 + 4u * c + 0u))));
+          s_2_0 = select(vec4<f32>(-3.0e38), s_2_0, (inside4(q_2, i32(k0 + 4u * c + 0u)) & mask4(q_2, i32(k0 + 4u * c + 0u))));
+          s_3_0 = select(vec4<f32>(-3.0e38), s_3_0, (inside4(q_3, i32(k0 + 4u * c + 0u)) & mask4(q_3, i32(k0 + 4u * c + 0u))));
         } else if (k0 + 32u > lenK) {
           s_0_0 = select(vec4<f32>(-3.0e38), s_0_0, inside4(q_0, i32(k0 + 4u * c + 0u)));
           s_1_0 = select(vec4<f32>(-3.0e38), s_1_0, inside4(q_1, i32(k0 + 4u * c + 0u)));
+          s_2_0 = select(vec4<f32>(-3.0e38), s_2_0, inside4(q_2, i32(k0 + 4u * c + 0u)));
+          s_3_0 = select(vec4<f32>(-3.0e38), s_3_0, inside4(q_3, i32(k0 + 4u * c + 0u)));
         }
         let w_0 = s_0_0;
         var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
         let w_1 = s_1_0;
         var n_1 = max(max(w_1.x, w_1.y), max(w_1.z, w_1.w));
+        let w_2 = s_2_0;
+        var n_2 = max(max(w_2.x, w_2.y), max(w_2.z, w_2.w));
+        let w_3 = s_3_0;
+        var n_3 = max(max(w_3.x, w_3.y), max(w_3.z, w_3.w));
         workgroupBarrier(); // the products' last readers are done with the place
-        arena[0u + (r + 0u) * 9u + c].x = n_0;
-        arena[0u + (r + 8u) * 9u + c].x = n_1;
+        arena[(r + 0u) * 9u + c] = vec4<f32>(n_0, n_1, n_2, n_3);
         workgroupBarrier(); // the maxima of a row's invocations are visible
-        for (var j = 0u; j < 8u * once; j++) {
-          n_0 = max(n_0, arena[0u + (r + 0u) * 9u + j].x);
-          n_1 = max(n_1, arena[0u + (r + 8u) * 9u + j].x);
-        }
+        var top_0 = arena[(r + 0u) * 9u + 0u];
+        for (var j = 1u; j < 8u * once; j++) { top_0 = max(top_0, arena[(r + 0u) * 9u + j]); }
+        n_0 = top_0.x;
+        n_1 = top_0.y;
+        n_2 = top_0.z;
+        n_3 = top_0.w;
         n_0 = max(n_0, m_0);
         n_1 = max(n_1, m_1);
+        n_2 = max(n_2, m_2);
+        n_3 = max(n_3, m_3);
         {
           let alpha = exp2(m_0 - n_0);
           m_0 = n_0;
@@ -285,49 +349,100 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           l_1 += (s_1_0.x + s_1_0.y) + (s_1_0.z + s_1_0.w);
           s_1_0 *= tw_drop4(q_1, i32(k0 + 4u * c + 0u), i32(bh));
         }
-        for (var start = 0u; start < 32u * once; start += 16u) {
+        {
+          let alpha = exp2(m_2 - n_2);
+          m_2 = n_2;
+          l_2 *= alpha;
+          o_2_0 *= alpha;
+          s_2_0 = exp2(s_2_0 - vec4<f32>(m_2));
+          l_2 += (s_2_0.x + s_2_0.y) + (s_2_0.z + s_2_0.w);
+          s_2_0 *= tw_drop4(q_2, i32(k0 + 4u * c + 0u), i32(bh));
+        }
+        {
+          let alpha = exp2(m_3 - n_3);
+          m_3 = n_3;
+          l_3 *= alpha;
+          o_3_0 *= alpha;
+          s_3_0 = exp2(s_3_0 - vec4<f32>(m_3));
+          l_3 += (s_3_0.x + s_3_0.y) + (s_3_0.z + s_3_0.w);
+          s_3_0 *= tw_drop4(q_3, i32(k0 + 4u * c + 0u), i32(bh));
+        }
+        for (var part = 0u; part < 2u * once; part++) {
+          let from_ = part * 16u;
+          let inPiece = from_;
           workgroupBarrier(); // the place's last readers are done
-          ox_0 = ld_v(k0 + start + tid / 8u, tid % 8u);
-          ox_1 = ld_v(k0 + start + (tid + 64u) / 8u, (tid + 64u) % 8u);
-          if (start == 0u) {
-            arena[0u + (r + 0u) * 9u + c] = s_0_0;
-            arena[0u + (r + 8u) * 9u + c] = s_1_0;
+          ox_0_0 = rd_v_f32(k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
+          ox_1_0 = rd_v_f32(k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
+          ox_2_0 = rd_v_f32(k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
+          ox_3_0 = rd_v_f32(k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
+          if (inPiece == 0u) {
+            arena[0u + (0u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.x, s_1_0.x, s_2_0.x, s_3_0.x);
+            arena[0u + (8u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.y, s_1_0.y, s_2_0.y, s_3_0.y);
+            arena[0u + (16u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.z, s_1_0.z, s_2_0.z, s_3_0.z);
+            arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.w, s_1_0.w, s_2_0.w, s_3_0.w);
           }
-          arena[144u + tid] = ox_0;
-          if (partial && any((bitcast<vec4<u32>>(ox_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
-          arena[144u + (tid + 64u)] = ox_1;
-          if (partial && any((bitcast<vec4<u32>>(ox_1) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          arena[160u + tid] = ox_0_0;
+          if (partial && any((bitcast<vec4<u32>>(ox_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          arena[160u + (tid + 32u)] = ox_1_0;
+          if (partial && any((bitcast<vec4<u32>>(ox_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          arena[160u + (tid + 64u)] = ox_2_0;
+          if (partial && any((bitcast<vec4<u32>>(ox_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          arena[160u + (tid + 96u)] = ox_3_0;
+          if (partial && any((bitcast<vec4<u32>>(ox_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
           workgroupBarrier(); // P and the staged rows are visible
           if (atomicLoad(&poison) != 0u) {
-            for (var j = 0u; j < 4u * once; j++) {
-              for (var e = 0u; e < 4u * once; e++) {
-                let x_0 = arena[144u + (j * 4u + e) * 8u + c + 0u];
-                let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j][e];
-                if (p_0 != 0.0) {
-                  o_0_0 = fma(vec4<f32>(p_0), x_0, o_0_0);
-                }
-                let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j][e];
-                if (p_1 != 0.0) {
-                  o_1_0 = fma(vec4<f32>(p_1), x_0, o_1_0);
-                }
+            for (var j = 0u; j < 16u * once; j++) {
+              let p_0 = arena[r + 0u + (inPiece + j) * 5u + 0u];
+              let x_0 = arena[c + 160u + j * 8u + 0u];
+              if (p_0.x != 0.0) {
+                o_0_0 = fma(vec4<f32>(p_0.x), x_0, o_0_0);
+              }
+              if (p_0.y != 0.0) {
+                o_1_0 = fma(vec4<f32>(p_0.y), x_0, o_1_0);
+              }
+              if (p_0.z != 0.0) {
+                o_2_0 = fma(vec4<f32>(p_0.z), x_0, o_2_0);
+              }
+              if (p_0.w != 0.0) {
+                o_3_0 = fma(vec4<f32>(p_0.w), x_0, o_3_0);
               }
             }
           } else {
             for (var j = 0u; j < 4u * once; j++) {
-              let p_0 = arena[0u + (r + 0u) * 9u + ((start - 0u) >> 2u) + j];
-              let p_1 = arena[0u + (r + 8u) * 9u + ((start - 0u) >> 2u) + j];
-              let x_0_0 = arena[144u + (j * 4u + 0u) * 8u + c + 0u];
-              o_0_0 = fma(vec4<f32>(p_0.x), x_0_0, o_0_0);
-              o_1_0 = fma(vec4<f32>(p_1.x), x_0_0, o_1_0);
-              let x_1_0 = arena[144u + (j * 4u + 1u) * 8u + c + 0u];
-              o_0_0 = fma(vec4<f32>(p_0.y), x_1_0, o_0_0);
-              o_1_0 = fma(vec4<f32>(p_1.y), x_1_0, o_1_0);
-              let x_2_0 = arena[144u + (j * 4u + 2u) * 8u + c + 0u];
-              o_0_0 = fma(vec4<f32>(p_0.z), x_2_0, o_0_0);
-              o_1_0 = fma(vec4<f32>(p_1.z), x_2_0, o_1_0);
-              let x_3_0 = arena[144u + (j * 4u + 3u) * 8u + c + 0u];
-              o_0_0 = fma(vec4<f32>(p_0.w), x_3_0, o_0_0);
-              o_1_0 = fma(vec4<f32>(p_1.w), x_3_0, o_1_0);
+              let fromP = r + 0u + (inPiece + j * 4u) * 5u;
+              let fromX = c + 160u + j * 32u;
+              {
+                let p_0 = arena[fromP + 0u];
+                let x_0 = arena[fromX + 0u];
+                o_0_0 = fma(vec4<f32>(p_0.x), x_0, o_0_0);
+                o_1_0 = fma(vec4<f32>(p_0.y), x_0, o_1_0);
+                o_2_0 = fma(vec4<f32>(p_0.z), x_0, o_2_0);
+                o_3_0 = fma(vec4<f32>(p_0.w), x_0, o_3_0);
+              }
+              {
+                let p_0 = arena[fromP + 5u];
+                let x_0 = arena[fromX + 8u];
+                o_0_0 = fma(vec4<f32>(p_0.x), x_0, o_0_0);
+                o_1_0 = fma(vec4<f32>(p_0.y), x_0, o_1_0);
+                o_2_0 = fma(vec4<f32>(p_0.z), x_0, o_2_0);
+                o_3_0 = fma(vec4<f32>(p_0.w), x_0, o_3_0);
+              }
+              {
+                let p_0 = arena[fromP + 10u];
+                let x_0 = arena[fromX + 16u];
+                o_0_0 = fma(vec4<f32>(p_0.x), x_0, o_0_0);
+                o_1_0 = fma(vec4<f32>(p_0.y), x_0, o_1_0);
+                o_2_0 = fma(vec4<f32>(p_0.z), x_0, o_2_0);
+                o_3_0 = fma(vec4<f32>(p_0.w), x_0, o_3_0);
+              }
+              {
+                let p_0 = arena[fromP + 15u];
+                let x_0 = arena[fromX + 24u];
+                o_0_0 = fma(vec4<f32>(p_0.x), x_0, o_0_0);
+                o_1_0 = fma(vec4<f32>(p_0.y), x_0, o_1_0);
+                o_2_0 = fma(vec4<f32>(p_0.z), x_0, o_2_0);
+                o_3_0 = fma(vec4<f32>(p_0.w), x_0, o_3_0);
+              }
             }
           }
         }
@@ -335,12 +450,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
   }
   workgroupBarrier(); // P's last readers are done with the place
-  arena[0u + (r + 0u) * 9u + c].x = l_0;
-  arena[0u + (r + 8u) * 9u + c].x = l_1;
+  arena[(r + 0u) * 9u + c] = vec4<f32>(l_0, l_1, l_2, l_3);
   workgroupBarrier(); // partial sums are visible
+  var total_0 = vec4<f32>(0.0);
+  for (var j = 0u; j < 8u * once; j++) { total_0 += arena[(r + 0u) * 9u + j]; }
   {
-    var sum = 0.0;
-    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 0u) * 9u + j].x; }
+    var sum = total_0.x;
     let attended = m_0 > -1.0e30;
     var factor = 1.0;
     let sink = sink[h] * 1.4426950408889634;
@@ -355,8 +470,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
   }
   {
-    var sum = 0.0;
-    for (var j = 0u; j < 8u * once; j++) { sum += arena[0u + (r + 8u) * 9u + j].x; }
+    var sum = total_0.y;
     let attended = m_1 > -1.0e30;
     var factor = 1.0;
     let sink = sink[h] * 1.4426950408889634;
@@ -368,6 +482,36 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     st_out(u32(q_1), c + 0u, select(vec4<f32>(0.0), o_1_0 * share, attended));
     if (c == 0u && u32(q_1) < lenQ) {
       lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_1)) * P.lse_s] = select(P.negInf, (m_1 + log2OrNan(sum)) * 0.6931471805599453, attended);
+    }
+  }
+  {
+    var sum = total_0.z;
+    let attended = m_2 > -1.0e30;
+    var factor = 1.0;
+    let sink = sink[h] * 1.4426950408889634;
+    let top = max(m_2, sink);
+    sum = sum * exp2(m_2 - top) + exp2(sink - top);
+    factor = exp2(m_2 - top);
+    m_2 = top;
+    let share = select(0.0, factor / sum, attended);
+    st_out(u32(q_2), c + 0u, select(vec4<f32>(0.0), o_2_0 * share, attended));
+    if (c == 0u && u32(q_2) < lenQ) {
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_2)) * P.lse_s] = select(P.negInf, (m_2 + log2OrNan(sum)) * 0.6931471805599453, attended);
+    }
+  }
+  {
+    var sum = total_0.w;
+    let attended = m_3 > -1.0e30;
+    var factor = 1.0;
+    let sink = sink[h] * 1.4426950408889634;
+    let top = max(m_3, sink);
+    sum = sum * exp2(m_3 - top) + exp2(sink - top);
+    factor = exp2(m_3 - top);
+    m_3 = top;
+    let share = select(0.0, factor / sum, attended);
+    st_out(u32(q_3), c + 0u, select(vec4<f32>(0.0), o_3_0 * share, attended));
+    if (c == 0u && u32(q_3) < lenQ) {
+      lse[b * P.lse_b + h * P.lse_h + (qStart + u32(q_3)) * P.lse_s] = select(P.negInf, (m_3 + log2OrNan(sum)) * 0.6931471805599453, attended);
     }
   }
 }

@@ -25,7 +25,8 @@ import {
 } from './kernel.ts';
 import { declareLoad, declareStore, quadsOf, type RowTensor, setBase } from './rows.ts';
 import { overRuns } from './scores.ts';
-import { sidePasses } from './sides.ts';
+import { refuseSides, sidePasses } from './sides.ts';
+import { type Sliced, sliced } from './slices.ts';
 import {
   accumulate,
   declareSum,
@@ -68,9 +69,11 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
   name: 'backward',
   pass: 'backward',
   refuse(problem, caps) {
-    const shared = refuseShared(problem, caps);
+    // Side gradients are sums over all heads and batches at once.
+    const sides = problem.grads?.sides.includes(true) === true;
+    const shared = refuseShared(problem, caps, !sides) ?? refuseSides(problem);
     if (shared !== null) return shared;
-    if (problem.kv.kind === 'paged') return 'no gradients of paged keys and values';
+    if (problem.kv.kind === 'paged') return 'keys and values in pages, which sequences may share, have no gradients';
     const buffers = LEAST_BUFFERS + problem.sides.length;
     return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
   },
@@ -100,7 +103,9 @@ const rowBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
 /** One dispatch of backward. */
 export interface Pass {
   readonly emit: (problem: Problem, t: TileConfig) => Shader;
-  readonly grid: (problem: Problem, t: TileConfig) => Grid;
+  /** Over a slice of so many heads (of queries or of keys) and batches; `once` a problem, whatever its slices. */
+  readonly grid: (problem: Problem, t: TileConfig, over: Pick<Sliced, 'heads' | 'batches'>) => Grid;
+  readonly once?: boolean;
   /** Scratch buffers by name, in bytes. */
   readonly workspace?: (problem: Problem, t: TileConfig) => Record<string, number>;
 }
@@ -109,7 +114,9 @@ export interface Pass {
 function passesOf(problem: Problem, caps: WebGpuCaps): Pass[] {
   const { grads } = problem;
   if (grads === null) return [];
-  const passes: Pass[] = [{ emit: deltaShader, grid: (p) => [p.Hq, ceilDiv(p.Sq, 64), p.B] }];
+  const passes: Pass[] = [
+    { emit: deltaShader, grid: (p, _, { heads, batches }) => [heads.q, ceilDiv(p.Sq, 64), batches] },
+  ];
   const together = LEAST_BUFFERS + 1 + problem.sides.length <= caps.storageBuffers;
   const wanted = together
     ? [{ k: grads.k, v: grads.v }]
@@ -119,9 +126,13 @@ function passesOf(problem: Problem, caps: WebGpuCaps): Pass[] {
       ];
   for (const want of wanted)
     if (want.k || want.v)
-      passes.push({ emit: (p, t) => emitKv(p, t, want), grid: (p, t) => [p.Hkv, ceilDiv(p.Sk, rowsOf(t)), p.B] });
-  if (grads.q) passes.push({ emit: emitQ, grid: (p, t) => [p.Hq, ceilDiv(p.Sq, rowsOf(t)), p.B] });
-  if (grads.sink) passes.push({ emit: sinkShader, grid: (p) => [p.Hq, 1, 1] });
+      passes.push({
+        emit: (p, t) => emitKv(p, t, want),
+        grid: (p, t, { heads, batches }) => [heads.kv, ceilDiv(p.Sk, rowsOf(t)), batches],
+      });
+  if (grads.q)
+    passes.push({ emit: emitQ, grid: (p, t, { heads, batches }) => [heads.q, ceilDiv(p.Sq, rowsOf(t)), batches] });
+  if (grads.sink) passes.push({ emit: sinkShader, grid: (p) => [p.Hq, 1, 1], once: true });
   passes.push(...sidePasses(problem));
   return passes;
 }
@@ -133,10 +144,15 @@ function launchBackward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Laun
     addRuns(tables, values, problem, 'kv', t.cols, rowsOf(t));
   }
   const passes = passesOf(problem, caps);
+  const slices = sliced(problem, caps.bindingSize, values);
   const workspace: Record<string, number> = { rows: rowBytes(problem) };
   for (const pass of passes) Object.assign(workspace, pass.workspace?.(problem, t));
   return {
-    dispatches: passes.map((pass, shader) => ({ shader, grid: pass.grid(problem, t), params: values })),
+    dispatches: passes.flatMap((pass, shader) =>
+      slices
+        .slice(0, pass.once === true ? 1 : undefined)
+        .map((slice) => ({ shader, grid: pass.grid(problem, t, slice), params: slice.params, windows: slice.windows })),
+    ),
     tables: tables.pack(),
     workspace,
     zeroed: [...(problem.uniform ? [] : ['dq', 'dk', 'dv']), ...problem.sides.map((_, i) => `dSide${i}`)],

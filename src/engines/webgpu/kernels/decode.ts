@@ -11,9 +11,18 @@ import { variesWith } from '../../../problem/ranges.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { LOG2, unroll, unroll2, XYZW } from '../wgsl/text.ts';
 import { sequenceOf } from './head.ts';
-import { addRuns, defineKernel, type Launch, problemTables, refuseShared, type WebGpuKernel } from './kernel.ts';
+import {
+  addRuns,
+  defineKernel,
+  type Launch,
+  problemTables,
+  refuseShared,
+  type WebGpuCaps,
+  type WebGpuKernel,
+} from './kernel.ts';
 import { declareLoad, declareRaw, declareStore, quadsOf, setBase } from './rows.ts';
 import { declareScores, MASKED, overRuns, START } from './scores.ts';
+import { sliced } from './slices.ts';
 
 /** More queries than this are better served by tiles. */
 const MOST_ROWS = 16;
@@ -72,7 +81,7 @@ export const decode: WebGpuKernel<DecodeConfig> = defineKernel({
   name: 'decode',
   pass: 'forward',
   refuse(problem, caps) {
-    const shared = refuseShared(problem, caps);
+    const shared = refuseShared(problem, caps, true);
     if (shared !== null) return shared;
     if (problem.Sq > MOST_ROWS)
       return `${problem.Sq} queries a sequence, at most ${MOST_ROWS} are worth splitting the keys for`;
@@ -116,7 +125,7 @@ function workspaceOf(problem: Problem, c: DecodeConfig, splits: number): { sums:
   return { sums: rows * quadsOf(problem, 'v') * 16, stats: rows * 8 };
 }
 
-function launchDecode(problem: Problem, c: DecodeConfig): Launch {
+function launchDecode(problem: Problem, c: DecodeConfig, caps: WebGpuCaps): Launch {
   const { tables, values } = problemTables(problem);
   if (problem.mask !== null && !variesWith(problem).h)
     addRuns(tables, values, problem, 'q', Math.max(problem.Sq, 1), c.chunk);
@@ -125,10 +134,10 @@ function launchDecode(problem: Problem, c: DecodeConfig): Launch {
   Object.assign(values, { splits, each, tiles });
   const { sums, stats } = workspaceOf(problem, c, splits);
   return {
-    dispatches: [
-      { shader: 0, grid: [problem.Hkv * tiles, splits, problem.B], params: values },
-      { shader: 1, grid: [problem.Hq, problem.Sq, problem.B], params: values },
-    ],
+    dispatches: sliced(problem, caps.bindingSize, values).flatMap(({ params, windows, heads, batches }) => [
+      { shader: 0, grid: [heads.kv * tiles, splits, batches] as const, params, windows },
+      { shader: 1, grid: [heads.q, problem.Sq, batches] as const, params, windows },
+    ]),
     tables: tables.pack(),
     workspace: { sums, stats },
     zeroed: [],
@@ -264,9 +273,9 @@ let lane = tid % ${lanes}u;
 let owner = tid / ${lanes}u;
 let column = tid % ${wide}u;
 let keyGroup = tid / ${wide}u;
-let hkv = group.x / ${tiles};
+let hkv = group.x / ${tiles} + ${m.param('firstHkv')};
 let tile = group.x % ${tiles};
-let b = group.z;
+let b = group.z + ${m.param('firstB')};
 ${sequenceOf(m, problem)}
 let firstBlock = group.y * ${each};
 let lastBlock = firstBlock + ${each};
@@ -278,7 +287,7 @@ ${unroll(groups, (g) => `var m_${g} = vec4<f32>(${START});\nvar l_${g} = vec4<f3
 ${unroll(rows, (r) => `var o_${r} = vec4<f32>(0.0);`)}
 ${blocks}
 ${reduceAll(c, 'l', 'sum')}
-let at = ((b * groups.x + group.x) * ${splits} + group.y) * ${rows}u;
+let at = (((b * ${m.param('Hkv')} + hkv) * ${tiles} + tile) * ${splits} + group.y) * ${rows}u;
 if (tid == 0u) {
 ${unroll(rows, (r) => `${stats}[at + ${r}u] = vec2<f32>(m_${Math.floor(r / 4)}.${XYZW[r % 4]}, l_${Math.floor(r / 4)}.${XYZW[r % 4]});`)}
 }
@@ -340,9 +349,9 @@ let higher = max(top, sink);
 total = total * exp2(top - higher) + exp2(sink - higher);
 top = higher;`
     : '';
-  const body = `let h = group.x;
+  const body = `let h = group.x + ${m.param('firstH')};
 let q = group.y;
-let b = group.z;
+let b = group.z + ${m.param('firstB')};
 let qStart = u32(${table}[b * 4u]);
 atLenQ = ${table}[b * 4u + 1u];
 if (q >= u32(atLenQ)) { return; }

@@ -19,6 +19,7 @@ import {
 } from './kernel.ts';
 import { declareLoad, declareStore, quadsOf, setBase } from './rows.ts';
 import { attends, declareScores, dropFactors, logits, MASKED, overRuns, START } from './scores.ts';
+import { sliced } from './slices.ts';
 import {
   accumulate,
   colQuads,
@@ -56,7 +57,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
     name,
     pass: 'forward',
     refuse(problem, caps) {
-      const shared = refuseShared(problem, caps);
+      const shared = refuseShared(problem, caps, true);
       if (shared !== null) return shared;
       if (rowMax === 'subgroup') {
         if (caps.subgroups === null) return 'the device has no subgroups, or no subgroup_id';
@@ -85,12 +86,16 @@ function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConf
   return caps.software ? able.slice(0, 1) : able;
 }
 
-function launchForward(problem: Problem, t: TileConfig): Launch {
+function launchForward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launch {
   const { tables, values } = problemTables(problem);
   if (problem.mask !== null) addRuns(tables, values, problem, 'q', rowsOf(t), t.cols);
-  const grid = [problem.Hq, ceilDiv(problem.Sq, rowsOf(t)), problem.B] as const;
+  const tiles = ceilDiv(problem.Sq, rowsOf(t));
+  const slices = sliced(problem, caps.bindingSize, values).map(({ params, windows, heads, batches }) => {
+    const grid = [heads.q, tiles, batches] as const;
+    return { shader: 0, grid, params, windows };
+  });
   return {
-    dispatches: [...unusedRows(problem, values), { shader: 0, grid, params: values }],
+    dispatches: [...unusedRows(problem, values), ...slices],
     tables: tables.pack(),
     workspace: {},
     zeroed: problem.uniform ? [] : ['out'],

@@ -39,12 +39,12 @@ ${setPages(m, problem)}`;
 export function headOf(m: ModuleBuilder, problem: Problem, by: 'q' | 'kv'): string {
   const heads =
     by === 'q'
-      ? `let h = group.x;
+      ? `let h = group.x + ${m.param('firstH')};
 let hkv = h / ${m.param('group')};
 let bh = b * ${m.param('Hq')} + h;
 atH = i32(h);`
-      : 'let hkv = group.x;';
-  return `let b = group.z;
+      : `let hkv = group.x + ${m.param('firstHkv')};`;
+  return `let b = group.z + ${m.param('firstB')};
 ${heads}
 ${sequenceOf(m, problem)}`;
 }

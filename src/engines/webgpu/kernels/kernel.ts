@@ -1,5 +1,5 @@
 /** What a WebGPU kernel is to the runtime: shaders with named bindings, and per run the numbers that go with them. */
-import { BYTES } from '../../../core/dtype.ts';
+import { bytesOf } from '../../../core/tensor.ts';
 import type { Caps, Config, Kernel, Listing } from '../../../engine/contract.ts';
 import { printExpr } from '../../../mods/print.ts';
 import { dropThreshold, keepScale } from '../../../problem/philox.ts';
@@ -7,7 +7,8 @@ import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Shader } from '../wgsl/module.ts';
 import { keepLoops } from '../wgsl/text.ts';
-import { aligned, type Family, strideValues, widthOf } from './rows.ts';
+import { aligned, strideValues } from './rows.ts';
+import { FAMILIES, oneHead, slicesOf, WHOLE, type Windows, wholeOf, windowOf } from './slices.ts';
 
 export interface WebGpuCaps extends Caps {
   readonly engine: 'webgpu';
@@ -30,10 +31,18 @@ export interface WebGpuCaps extends Caps {
 
 export type Grid = readonly [x: number, y: number, z: number];
 
+export interface Dispatch {
+  readonly shader: number;
+  readonly grid: Grid;
+  readonly params: ParamValues;
+  /** The part of each operand that is bound, when a binding does not hold the whole. */
+  readonly windows?: Windows | undefined;
+}
+
 /** What one run adds to a kernel's shaders. Storage is bound by name: operands, `tables`, or workspace. */
 export interface Launch {
   /** Dispatches in order; `shader` is an index into `shaders`. An empty grid is left out. */
-  readonly dispatches: readonly { readonly shader: number; readonly grid: Grid; readonly params: ParamValues }[];
+  readonly dispatches: readonly Dispatch[];
   /** The binding `tables`: small integers that shaders look up. */
   readonly tables: Int32Array;
   /** Bytes of each scratch buffer, by binding name. */
@@ -82,34 +91,26 @@ export function problemKey(problem: Problem): string {
   ].join('|');
 }
 
-/** Why no kernel of this engine serves the problem, or null. Names the limit and both numbers. */
-export function refuseShared(problem: Problem, caps: WebGpuCaps): string | null {
+/** Why no kernel of this engine serves the problem, or null. Names the limit and both numbers. `split`: the kernel runs in slices. */
+export function refuseShared(problem: Problem, caps: WebGpuCaps, split = false): string | null {
   const { dtype, B, Hq, sides, sink } = problem;
   if (dtype === 'f64') return 'WGSL has no float64';
   if (sides.some((s) => s.dtype === 'f64')) return 'WGSL has no float64, and a side tensor is';
   // q, k, v, out, lse and tables, as forward binds them; backward checks its own.
   const buffers = 6 + sides.length + (sink ? 1 : 0);
   if (buffers > caps.storageBuffers) return `${buffers} storage buffers, the device binds ${caps.storageBuffers}`;
-  const largest = Math.max(...(['q', 'k', 'v', 'out'] as const).map((f) => extentOf(problem, f)));
-  if (largest > caps.bindingSize) return `a tensor of ${largest} bytes, the device binds ${caps.bindingSize}`;
+  const slices = slicesOf(problem, caps.bindingSize);
+  if (slices === null || (slices.length > 1 && !split)) {
+    const largest = Math.max(
+      ...FAMILIES.map((f) => windowOf(problem, f, slices === null ? oneHead : wholeOf(problem)).size),
+    );
+    return `${slices === null ? 'rows of one head spread over' : 'a tensor of'} ${largest} bytes, the device binds ${caps.bindingSize}`;
+  }
+  const side = sides.findIndex((t) => bytesOf(t) > caps.bindingSize);
+  if (side >= 0) return `side ${side} of ${bytesOf(sides[side])} bytes, the device binds ${caps.bindingSize}`;
   if (Math.max(B, Hq) > caps.dispatchSize)
     return `${Math.max(B, Hq)} heads or batches, the device dispatches ${caps.dispatchSize}`;
   return null;
-}
-
-/** Bytes from the start of an operand to the end of its last row, the last page's first row when paged. */
-function extentOf(problem: Problem, family: Family): number {
-  const { B, Hq, Hkv, sequences, strides, dtype, kv } = problem;
-  const { b, h, s } = strides[family];
-  const query = family === 'q' || family === 'out';
-  if (B === 0 || Hkv === 0) return 0;
-  let last = 0;
-  for (let i = 0; i < B; i++) {
-    const rows = query ? sequences[4 * i] + sequences[4 * i + 1] : sequences[4 * i + 2] + sequences[4 * i + 3];
-    last = Math.max(last, i * b + Math.max(rows - 1, 0) * s);
-  }
-  if (!query && kv.kind === 'paged') last = kv.table.reduce((most, page) => Math.max(most, page), 0) * b;
-  return (last + ((query ? Hq : Hkv) - 1) * h + widthOf(problem, family)) * BYTES[dtype];
 }
 
 /** Parameters every shader may ask for. */
@@ -136,6 +137,7 @@ export function sharedValues(problem: Problem): Record<string, number> {
     dropThreshold: dropout === null ? 0 : dropThreshold(dropout.p),
     dropKeep: dropout === null ? 1 : keepScale(dropout.p),
     maxPages: kv.kind === 'paged' ? kv.maxPages : 0,
+    ...WHOLE,
   };
 }
 

@@ -55,8 +55,10 @@ function rowAddress(m: ModuleBuilder, problem: Problem, t: RowTensor): string {
  */
 export function setBase(m: ModuleBuilder, problem: Problem, t: RowTensor, h: string, start: string): string {
   const [pb, ph, ps] = ['b', 'h', 's'].map((x) => m.param(`${t.family}_${x}`));
-  if (problem.kv.kind === 'paged' && (t.family === 'k' || t.family === 'v')) return `base_${t.name} = ${h} * ${ph};`;
-  return `base_${t.name} = b * ${pb} + ${h} * ${ph} + ${start} * ${ps};`;
+  const from = m.param(`${t.family}_from`);
+  if (problem.kv.kind === 'paged' && (t.family === 'k' || t.family === 'v'))
+    return `base_${t.name} = ${h} * ${ph} - ${from};`;
+  return `base_${t.name} = b * ${pb} + ${h} * ${ph} + ${start} * ${ps} - ${from};`;
 }
 
 /** Code that finds sequence `b` in the page table, when there is one. */

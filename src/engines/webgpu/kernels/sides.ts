@@ -9,7 +9,7 @@
 import { ceilDiv } from '../../../core/math.ts';
 import { sizeOf, type TensorLike } from '../../../core/tensor.ts';
 import { derive, type LoadNode } from '../../../mods/derive.ts';
-import type { F32, IndexName } from '../../../mods/expr.ts';
+import { type F32, type IndexName, nodesOf } from '../../../mods/expr.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import type { Pass } from './backward.ts';
 import { binnedPasses } from './sides_binned.ts';
@@ -54,9 +54,21 @@ const SMALL = tile(8, 8, 4, 32, 4, 16);
 const smaller = (t: TileConfig): TileConfig => (rowsOf(t) * t.cols > rowsOf(SMALL) * SMALL.cols ? SMALL : t);
 const onSmallTiles = ({ emit, grid, workspace }: Pass): Pass => ({
   emit: (p, t) => emit(p, smaller(t)),
-  grid: (p, t) => grid(p, smaller(t)),
+  grid: (p, t, over) => grid(p, smaller(t), over),
+  once: true,
   workspace: (p, t) => workspace?.(p, smaller(t)) ?? {},
 });
+
+/** Why a side's gradient cannot be made, or null: its loads must be found without the score. */
+export function refuseSides({ grads, mod, sides }: Problem): string | null {
+  if (grads === null || mod === null) return null;
+  const k = sides.findIndex((tensor, i) => {
+    if (!grads.sides[i]) return false;
+    const loads = [...derive(mod.expr, (t) => t === tensor).dLoads.keys()];
+    return loads.some((load) => nodesOf(...load.indices).some((e) => e.kind === 'score'));
+  });
+  return k < 0 ? null : `the index that side ${k} is read at depends on the score: no gradient of that side`;
+}
 
 export const sidePasses = (problem: Problem): Pass[] => passesOf(problem).map(onSmallTiles);
 

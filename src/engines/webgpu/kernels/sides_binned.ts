@@ -4,7 +4,6 @@
  * themselves are not searched: they follow from the workgroup.
  */
 import { sizeOf } from '../../../core/tensor.ts';
-import { type Expr, nodesOf } from '../../../mods/expr.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { expressionFn, positionOf } from '../wgsl/expressions.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
@@ -82,8 +81,6 @@ if (mine < ${size}) { ${partials}[group.x * ${size}u + u32(mine)] = sum; }`;
 
 /** Declares `position4(q, kv)`: the elements that four keys' loads read, -1 outside the sequence. */
 function declarePosition(m: ModuleBuilder, problem: Problem, side: Side, { load }: Term): void {
-  if (nodesOf(...load.indices).some((e: Expr) => e.kind === 'score'))
-    throw new Error('a gradient of a tensor whose index depends on the score');
   const names = load.indices.map((e, i) => expressionFn(m, `index_${i}`, e, problem.sides));
   const at = (e: number): string => {
     const args = `0.0, atB, atH, min(q, atLenQ - 1), min(kv + ${e}, atLenK - 1), atLenQ, atLenK`;
