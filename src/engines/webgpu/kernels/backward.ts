@@ -42,13 +42,31 @@ import {
 } from './tile.ts';
 import { busyShare, fits, reuse, SOFTWARE_TILES, type TileConfig, tile } from './tiles.ts';
 
-const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
+/** The tile of dK and dV, and how dQ's differs: it has one sum in registers instead of two. */
+export type BackwardConfig = TileConfig & {
+  readonly qTm?: number;
+  readonly qCols?: number;
+  readonly qDepth?: number;
+  readonly qSpan?: number;
+};
+
+const queryTile = (t: BackwardConfig): TileConfig => ({
+  ...t,
+  tm: t.qTm ?? t.tm,
+  cols: t.qCols ?? t.cols,
+  depth: t.qDepth ?? t.depth,
+  span: t.qSpan ?? t.span,
+});
+
+const candidates = (problem: Problem, caps: WebGpuCaps): BackwardConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
   if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
-  if (wide <= 64) return [tile(16, 8, 4, 64, 8, 16), tile(16, 8, 4, 32, 4, 16), ...small];
-  if (wide <= 128) return [tile(8, 16, 8, 64, 8, 8), tile(8, 16, 4, 64, 8, 8), ...small];
-  return [tile(16, 16, 2, 64, 4, 8), ...small];
+  if (wide <= 64)
+    return [{ ...tile(16, 8, 4, 64, 8, 16, 2), qTm: 8, qDepth: 4 }, tile(16, 8, 4, 32, 4, 16, 2), ...small];
+  if (wide <= 128)
+    return [{ ...tile(8, 16, 8, 64, 8, 8, 2), qCols: 128, qDepth: 4, qSpan: 4 }, tile(8, 16, 4, 64, 4, 8, 2), ...small];
+  return [tile(8, 16, 4, 64, 4, 4), ...small];
 };
 
 /** X is dO or Q, whichever is wider. */
@@ -65,7 +83,7 @@ const DV = { name: 'dv', family: 'v' } as const;
 /** q, k, v, dOut, rows, tables and one result, besides sides. With room for one more, dK and dV share a pass. */
 const LEAST_BUFFERS = 7;
 
-export const backward: WebGpuKernel<TileConfig> = defineKernel({
+export const backward: WebGpuKernel<BackwardConfig> = defineKernel({
   name: 'backward',
   pass: 'backward',
   refuse(problem, caps) {
@@ -78,7 +96,9 @@ export const backward: WebGpuKernel<TileConfig> = defineKernel({
     return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
   },
   configs(problem, caps) {
-    const fitting = candidates(problem, caps).filter((t) => fits(t, placing(problem)(), caps));
+    const fitting = candidates(problem, caps).filter((t) =>
+      [t, queryTile(t)].every((one) => fits(one, placing(problem)(), caps)),
+    );
     return caps.software ? fitting.slice(0, 1) : fitting;
   },
   cost(problem, t, caps) {
@@ -102,12 +122,12 @@ const rowBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
 
 /** One dispatch of backward. */
 export interface Pass {
-  readonly emit: (problem: Problem, t: TileConfig) => Shader;
+  readonly emit: (problem: Problem, t: BackwardConfig) => Shader;
   /** Over a slice of so many heads (of queries or of keys) and batches; `once` a problem, whatever its slices. */
-  readonly grid: (problem: Problem, t: TileConfig, over: Pick<Sliced, 'heads' | 'batches'>) => Grid;
+  readonly grid: (problem: Problem, t: BackwardConfig, over: Pick<Sliced, 'heads' | 'batches'>) => Grid;
   readonly once?: boolean;
   /** Scratch buffers by name, in bytes. */
-  readonly workspace?: (problem: Problem, t: TileConfig) => Record<string, number>;
+  readonly workspace?: (problem: Problem, t: BackwardConfig) => Record<string, number>;
 }
 
 /** The dispatches a problem's gradients need, in order. */
@@ -137,10 +157,11 @@ function passesOf(problem: Problem, caps: WebGpuCaps): Pass[] {
   return passes;
 }
 
-function launchBackward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launch {
+function launchBackward(problem: Problem, t: BackwardConfig, caps: WebGpuCaps): Launch {
   const { tables, values } = problemTables(problem);
   if (problem.mask !== null) {
-    addRuns(tables, values, problem, 'q', rowsOf(t), t.cols);
+    const q = queryTile(t);
+    addRuns(tables, values, problem, 'q', rowsOf(q), q.cols);
     addRuns(tables, values, problem, 'kv', t.cols, rowsOf(t));
   }
   const passes = passesOf(problem, caps);

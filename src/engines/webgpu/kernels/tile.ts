@@ -236,8 +236,8 @@ export const declareSum = (t: Tile, sum: string, quads: number): string =>
 
 export interface AccumulateOptions {
   /**
-   * Name of a `var<workgroup> atomic<u32>`: raised, for good, when a staged element is not finite. Rows of P that are 0
-   * then skip the product, so that NaN in a masked row of X stays where it is.
+   * Name of a `var<workgroup> atomic<u32>`: raised, for good, when a staged element of a block with masked positions is not
+   * finite. Rows of P that are 0 then skip the product in such blocks, so that NaN in a masked row of X stays where it is.
    */
   readonly poison?: string | undefined;
   /** Code for a bool: the block may hold masked positions. */
