@@ -9,11 +9,11 @@
  */
 import { alignTo, ceilDiv } from '../../../core/math.ts';
 import type { Cost } from '../../../engine/contract.ts';
-import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import { cachedBytes, flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
-import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
+import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { lseBytes } from './backward_mma.ts';
@@ -83,7 +83,8 @@ const scratchBytes = (problem: Problem, c: FusedConfig): number =>
 function costOf(problem: Problem, c: FusedConfig, caps: CudaCaps): Cost {
   const { B, Hq, Sq, Sk } = problem;
   const flops = flopsOf(problem, 'backward');
-  const bytes = tiledBytes(problem, 'backward', c.queries, KEYS);
+  // Sums of dQ are written and read back at least once.
+  const bytes = cachedBytes(problem, 'backward', c.queries, KEYS, l2Of(caps)) + 2 * scratchBytes(problem, c);
   const padded = (alignTo(Sq, c.queries) * alignTo(Sk, KEYS)) / Math.max(Sq * Sk, 1);
   const once = tiledBytes(problem, 'backward', Math.max(Sq, 1), Math.max(Sk, 1));
   const seconds = Math.max((flops * padded) / (caps.flops * 1.5), once / caps.bandwidth);
