@@ -8,7 +8,7 @@ import type { Driver } from '../../src/engines/cuda/driver/api.ts';
 import { encodeTensorMap } from '../../src/engines/cuda/driver/tensormap.ts';
 import type { CudaCaps, CudaKernel } from '../../src/engines/cuda/kernel.ts';
 import { backwardWgmma } from '../../src/engines/cuda/kernels/backward_wgmma.ts';
-import { backwardWgmmaFused, orderOf } from '../../src/engines/cuda/kernels/backward_wgmma_fused.ts';
+import { backwardWgmmaFused, walkOf } from '../../src/engines/cuda/kernels/backward_wgmma_fused.ts';
 import { forwardWgmma } from '../../src/engines/cuda/kernels/forward_wgmma.ts';
 import { Assembler } from '../../src/engines/cuda/ptx/assembler.ts';
 import {
@@ -202,7 +202,7 @@ test.after(() => {
 });
 
 /** Every program of every configuration: assembled, with nothing spilled and no product waiting for another. */
-function assembleAll(what: string, kernel: CudaKernel, problem: Problem): void {
+function assembleAll(what: string, kernel: CudaKernel, problem: Problem, spills = 0): void {
   for (const config of kernel.configs(problem, HOPPER))
     for (const program of kernel.kernels(problem, config)) {
       const name = `${what} ${program.name} ${Object.values(config).join('/')}`;
@@ -210,8 +210,8 @@ function assembleAll(what: string, kernel: CudaKernel, problem: Problem): void {
       found[name] = createHash('sha256').update(program.text).digest('hex').slice(0, 16);
       if (clean[name] === found[name] && !update && process.env.TILEWISE_FULL !== '1') continue;
       const { spilled, stack, warnings } = assemble(program);
-      assert.equal(spilled, 0, name);
-      assert.equal(stack, 0, name);
+      assert.ok(spilled <= spills, `${name}: ${spilled} bytes spilled`);
+      if (spills === 0) assert.equal(stack, 0, name);
       assert.equal(warnings, '', name);
     }
 }
@@ -229,43 +229,45 @@ for (const D of [64, 128, 256, 40, 192])
     test(`backward_wgmma_fused D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       const problem = problemOf(D, { ...overrides, grads });
       if (backwardWgmmaFused.refuse(problem, HOPPER) === null)
-        assembleAll(`D=${D} ${what}`, backwardWgmmaFused as CudaKernel, problem);
-      else
-        assert.match(
-          backwardWgmmaFused.refuse(problem, HOPPER) ?? '',
-          /different lengths|not yet checked|up to 128|too few registers/,
+        // Both halves of a step are in registers when a modifier or dropout is worked out: some do not fit, which still is
+        // faster than two programs.
+        assembleAll(
+          `D=${D} ${what}`,
+          backwardWgmmaFused as CudaKernel,
+          problem,
+          what === 'softcap' || what === 'dropout' ? 1200 : 0,
         );
+      else
+        assert.match(backwardWgmmaFused.refuse(problem, HOPPER) ?? '', /different lengths|not yet checked|up to 128/);
     });
     test(`forward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       assembleAll(`D=${D} ${what}`, forwardWgmma as CudaKernel, problemOf(D, overrides));
     });
   }
 
-test('backward_wgmma_fused: sums of dQ go by ascending key blocks', () => {
+test('backward_wgmma_fused: every block is walked once, and sums of dQ go by the order in which key blocks start', () => {
   for (const mask of [null, named.mask(causal()), named.mask(slidingWindow(100)), named.mask(slidingWindow(0, 300))])
-    for (const [blockQ, blockK] of [
-      [64, 128],
-      [128, 128],
-    ]) {
-      const problem = problemOf(64, { mask, grads });
-      const runs = blockRuns(problem, 'kv', blockQ, blockK);
-      const tiles = 512 / blockQ;
-      const { start, ranks } = orderOf(problem, runs, tiles);
-      const seen: number[][] = Array.from({ length: tiles }, () => []);
-      for (let j = 0; j < runs.rows; j++) {
-        const row = runs.rowOf(0, 0, j);
-        const walked: number[] = [];
-        for (let i = runs.rowStart[row + 1] - 1; i >= runs.rowStart[row]; i--)
-          for (let tile = runs.runs[3 * i + 1] - 1; tile >= runs.runs[3 * i]; tile--) walked.push(tile);
-        assert.equal(start[row + 1] - start[row], walked.length);
-        walked.forEach((tile, at) => {
-          seen[tile].push(ranks[start[row] + at]);
-        });
+    for (const reverse of [false, true])
+      for (const blockQ of [64, 128]) {
+        const problem = problemOf(64, { mask, grads });
+        const runs = { ...blockRuns(problem, 'kv', blockQ, 128) };
+        const tiles = 512 / blockQ;
+        const { start, steps } = walkOf(problem, runs, tiles, reverse);
+        const seen: number[][] = Array.from({ length: tiles }, () => []);
+        for (let j = 0; j < runs.rows; j++) {
+          const row = runs.rowOf(0, 0, reverse ? runs.rows - 1 - j : j);
+          const walked = Array.from({ length: start[row + 1] - start[row] }, (_, i) => 2 * (start[row] + i));
+          const due: number[] = [];
+          for (let i = runs.rowStart[row]; i < runs.rowStart[row + 1]; i++)
+            for (let tile = runs.runs[3 * i]; tile < runs.runs[3 * i + 1]; tile++)
+              due.push(2 * tile + runs.runs[3 * i + 2]);
+          if (!reverse) due.reverse();
+          assert.deepEqual(
+            walked.map((at) => steps[at]),
+            due,
+          );
+          for (const at of walked) seen[steps[at] >> 1].push(steps[at + 1]);
+        }
+        for (const of of seen) assert.deepEqual(of, [...of.keys()]);
       }
-      for (const of of seen)
-        assert.deepEqual(
-          of,
-          of.map((_, rank) => 2 * rank + Number(rank === of.length - 1)),
-        );
-    }
 });

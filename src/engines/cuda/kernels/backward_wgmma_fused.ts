@@ -19,8 +19,8 @@ import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { lseBytes } from './backward_mma.ts';
 import { emitFusedCompute } from './backward_wgmma_fused_compute.ts';
 import { emitFusedFinish } from './backward_wgmma_fused_finish.ts';
-import { emitFusedFinisher, emitFusedLoads, emitFusedSums } from './backward_wgmma_fused_load.ts';
-import { DONE, type FusedConfig, GROUPS, KEYS, layoutOfFused, SCRATCH_BYTES } from './backward_wgmma_fused_shared.ts';
+import { emitFusedLoads, emitFusedSums } from './backward_wgmma_fused_load.ts';
+import { type FusedConfig, GROUPS, KEYS, layoutOfFused, SCRATCH_BYTES } from './backward_wgmma_fused_shared.ts';
 import { panelMap, panelSpec, refuseHopper, sectionOf } from './forward_wgmma.ts';
 import { fill, take } from './parameters.ts';
 import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
@@ -31,15 +31,15 @@ import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
  */
 const MIXED = { full: 6, masked: 2048 } as const;
 
-/** Most blocks of a head: their order of sums is kept as a table. */
-const LONGEST = 2 ** 24;
+/** Most blocks of a head: their steps are kept as a table. */
+const LONGEST = 2 ** 22;
 
 function candidates(problem: Problem): FusedConfig[] {
   const { padD } = panelSpec(problem);
   const ragged = problem.Sk % KEYS !== 0;
   // A modifier's slope and dropout need registers, and P is not known before them.
   const plain = problem.mod === null && problem.dropout === null && panelSpec(problem).folded;
-  const rest = { sums: 1, writers: 3, finisher: false, sharedDs: true, ordered: true, ragged, section: 0 };
+  const rest = { writers: 3, parts: 1, ordered: true, ragged, section: 0 };
   if (padD <= 64) return [{ queries: 128, qStages: 2, doStages: 2, overlap: false, registers: 232, ...rest }];
   return [{ queries: 64, qStages: 3, doStages: 2, overlap: plain, registers: plain ? 240 : 232, ...rest }];
 }
@@ -57,14 +57,12 @@ export const backwardWgmmaFused: CudaKernel<FusedConfig> = {
   refuse(problem, caps) {
     const reason = refuseHopper(problem, caps, ['q', 'k', 'v', 'out']);
     if (reason !== null) return reason;
-    const { grads, mod, dropout } = problem;
+    const { grads } = problem;
     if (grads?.sides.includes(true) === true) return 'gradients of side tensors';
     if (grads?.q !== true || !grads.k || !grads.v) return 'gradients of q, k and v are made together';
     const spec = panelSpec(problem);
     if (!spec.dense) return 'sequences of different lengths';
     if (spec.padD !== spec.padDv || spec.padD > 128) return 'head sizes other than two alike of up to 128';
-    if (dropout !== null) return 'dropout: not yet checked on a device';
-    if (mod !== null && spec.padD <= 64) return 'score modifiers with heads up to 64: too few registers';
     if (ceilDiv(problem.Sq, 64) * ceilDiv(problem.Sk, KEYS) > LONGEST) return 'too long for a table of all its blocks';
     return null;
   },
@@ -109,10 +107,6 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   asm.branch(ready, asm.op('setp.ne.s32', thread, 0));
   for (const { address, offsets, count } of shared.barriers)
     for (const offset of offsets) initBarrier(asm, address, offset, count);
-  if (config.finisher)
-    for (let i = 0; i < config.writers; i++)
-      for (const offset of [DONE.put, DONE.taken])
-        asm.store('shared', 'b32', shared.complete, 0, i * DONE.bytes + offset);
   publishBarriers(asm);
   asm.place(ready);
   asm.barrier();
@@ -127,16 +121,9 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   emitFusedLoads(asm, spec, config, shared, { ...g, thread, queryTiles });
   asm.branch(end);
   asm.place(sums);
-  const others = asm.label('others');
-  asm.branch(others, asm.op('setp.ge.s32', thread, 32 * (config.writers + 1)));
   asm.branch(end, asm.op('setp.ne.s32', asm.op('and.b32', thread, 31), 0));
+  asm.branch(end, asm.op('setp.gt.s32', thread, 32 * config.writers));
   emitFusedSums(asm, config, shared, { thread, scratch });
-  asm.branch(end);
-  asm.place(others);
-  if (config.finisher) {
-    asm.branch(end, asm.op('setp.ge.s32', thread, 32 * (config.writers + 2)));
-    emitFusedFinisher(asm, spec, config, shared, { ...g, thread, queryTiles, scratch });
-  }
   asm.branch(end);
   asm.place(compute);
   asm.stage('the warpgroups that compute');
@@ -146,53 +133,51 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   return asm.finish();
 }
 
-interface SumOrder {
-  /** First step of every row of key blocks. */
+/** The steps of all blocks of keys, in the order in which they are walked. */
+interface Walk {
+  /** First step of every row of key blocks (BlockRuns.rowOf), and the end. */
   readonly start: Int32Array;
-  /** By step, as they are walked: twice the number of blocks before this one that add to its queries, and 1 for the last. */
-  readonly ranks: Int32Array;
-  /** Whether some queries have no key block. */
-  readonly empty: boolean;
+  /**
+   * Two words a step: twice the block of queries, and 1 when positions may be masked; the number of key blocks that add to
+   * these queries before.
+   */
+  readonly steps: Int32Array;
 }
 
-const orders = new WeakMap<BlockRuns, SumOrder>();
+const walks = new WeakMap<BlockRuns, Walk>();
 
-/** Who adds to which queries when, for tiles of the walk `runs` by key blocks. */
-export function orderOf(problem: Problem, runs: BlockRuns, queryTiles: number): SumOrder {
-  const known = orders.get(runs);
+/**
+ * The walk through `runs`, which are by key blocks. These are handed out by ascending number and walk their queries from last
+ * to first, or both the other way (`reverse`, the same for every call with these runs).
+ */
+export function walkOf(problem: Problem, runs: BlockRuns, queryTiles: number, reverse: boolean): Walk {
+  const known = walks.get(runs);
   if (known !== undefined) return known;
-  const rows = runs.rowStart.length - 1;
-  const start = new Int32Array(rows + 1);
-  for (let row = 0; row < rows; row++) {
+  const { rows, rowStart, runs: triples } = runs;
+  const start = new Int32Array(rowStart.length);
+  for (let row = 0; row + 1 < rowStart.length; row++) {
     let count = 0;
-    for (let i = runs.rowStart[row]; i < runs.rowStart[row + 1]; i++) count += runs.runs[3 * i + 1] - runs.runs[3 * i];
+    for (let i = rowStart[row]; i < rowStart[row + 1]; i++) count += triples[3 * i + 1] - triples[3 * i];
     start[row + 1] = start[row] + count;
   }
-  const ranks = new Int32Array(start[rows]);
-  let empty = false;
-  const batches = runs.strideB === 0 ? 1 : problem.B;
-  const heads = runs.strideH === 0 ? 1 : problem.Hq;
-  for (let b = 0; b < batches; b++)
-    for (let h = 0; h < heads; h++) {
+  const steps = new Int32Array(2 * start[start.length - 1]);
+  for (let b = 0; b < (runs.strideB === 0 ? 1 : problem.B); b++)
+    for (let h = 0; h < (runs.strideH === 0 ? 1 : problem.Hq); h++) {
       const counts = new Int32Array(queryTiles);
-      const latest = new Int32Array(queryTiles);
-      for (let j = 0; j < runs.rows; j++) {
-        const row = runs.rowOf(b, h, j);
-        let at = start[row];
-        for (let i = runs.rowStart[row + 1] - 1; i >= runs.rowStart[row]; i--)
-          for (let tile = runs.runs[3 * i + 1] - 1; tile >= runs.runs[3 * i]; tile--) {
-            latest[tile] = at;
-            ranks[at++] = 2 * counts[tile]++;
+      for (let j = 0; j < rows; j++) {
+        const row = runs.rowOf(b, h, reverse ? rows - 1 - j : j);
+        let at = reverse ? start[row] : start[row + 1] - 1;
+        for (let i = rowStart[row]; i < rowStart[row + 1]; i++)
+          for (let tile = triples[3 * i]; tile < triples[3 * i + 1]; tile++) {
+            steps[2 * at] = 2 * tile + triples[3 * i + 2];
+            steps[2 * at + 1] = counts[tile]++;
+            at += reverse ? 1 : -1;
           }
       }
-      counts.forEach((count, tile) => {
-        if (count === 0) empty = true;
-        else ranks[latest[tile]] |= 1;
-      });
     }
-  const order = { start, ranks, empty };
-  orders.set(runs, order);
-  return order;
+  const walk = { start, steps };
+  walks.set(runs, walk);
+  return walk;
 }
 
 function launchAll(run: RunContext<FusedConfig>): void {
@@ -220,14 +205,14 @@ function launchAll(run: RunContext<FusedConfig>): void {
 
   const fused = next();
   const runs = blockRuns(problem, 'kv', c.queries, KEYS);
-  const { rowStart, runs: triples } = tables.runs(runs);
-  const order = orderOf(problem, runs, queryTiles);
-  const [stepStart, ranks] = [tables.array(order.start), tables.array(order.ranks)];
-  const counter = tables.counters(fused);
+  const { reverse } = tables.runs(runs);
+  const { start, steps } = walkOf(problem, runs, queryTiles, reverse);
+  const [walkStart, walk, counter] = [tables.array(start), tables.array(steps), tables.counters(fused)];
   fill(fused, {
     problem,
-    addresses: { ...common, rowStart, runs: triples, counter, stepStart, ranks },
+    addresses: { ...common, walkStart, walk, counter },
     runs,
+    numbers: { reverse: Number(reverse) },
   });
   const blocks = ceilDiv(Sk, KEYS);
   const heads = B * Hkv;
@@ -249,7 +234,7 @@ function launchAll(run: RunContext<FusedConfig>): void {
   const finish = next();
   fill(finish, { problem, addresses: common });
   finish.set('queryTiles', queryTiles);
-  if (!c.finisher || order.empty) finish.run(stream, 2 * queryTiles, Hq, B);
+  finish.run(stream, 2 * queryTiles, Hq, B);
   if (grads?.sink === true) {
     const launch = next();
     fill(launch, { problem, addresses: common });

@@ -27,7 +27,6 @@ import {
   NOTE,
   PART_BYTES,
   ROWS,
-  SCRATCH_BYTES,
   SUM,
 } from './backward_wgmma_fused_shared.ts';
 import { dropoutOf } from './dropout.ts';
@@ -65,7 +64,7 @@ export function emitFusedCompute(
   shared: FusedLayout,
   g: ComputeInputs,
 ): void {
-  const { queries, qStages, doStages, overlap, sharedDs } = config;
+  const { queries, qStages, doStages, parts, overlap } = config;
   const storage = spec.storage as 'f16' | 'bf16';
   const { thread } = g;
   const sides = takeSides(asm, spec.sides.length);
@@ -108,8 +107,8 @@ export function emitFusedCompute(
   const dV = asm.regs('f32', spec.padDv / 2);
   const at = cursorOf(asm, qStages, 0);
   const atOut = cursorOf(asm, doStages, 0);
-  const atRows = cursorOf(asm, 1, 0);
-  const atSum = cursorOf(asm, config.sums, 1);
+  const rowsParity = asm.constant('b32', 0);
+  const sumParity = asm.constant('b32', 1);
   const atWriter = cursorOf(asm, config.writers, 0);
   const atDs = cursorOf(asm, 2, 0);
   const zero = asm.constant('b32', 0);
@@ -121,7 +120,7 @@ export function emitFusedCompute(
   const stop = asm.label('stop');
   asm.place(nextTile);
   asm.stage('a tile of keys');
-  waitParity(asm, shared.rowsFull, atRows.parity);
+  waitParity(asm, shared.rowsFull, rowsParity);
   /** Read where they are needed, because registers are few. */
   const say = (offset: number): Reg<'b32'> => asm.load('shared', 'b32', shared.rowsNote, offset);
   const rowsHere = (): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', say(ROWS.row0), warpRow), lanes.g, 1);
@@ -175,9 +174,22 @@ export function emitFusedCompute(
     }
     wgmmaCommit(asm);
   };
+  const inParts = (acc: readonly Reg<'f32'>[], left: Descriptor, right: Descriptor, columns: number): void => {
+    const size = acc.length / parts;
+    for (let i = 0; i < parts; i++)
+      inner(acc.slice(i * size, (i + 1) * size), left, advance(asm, right, 2 * i * size * PANEL_BYTES), columns);
+  };
+  /** Calls `visit` with tile numbers of one part after the other, once no more than `pending(part)` products are unfinished. */
+  const eachPart = (pending: (part: number) => number, visit: (n: number) => void): void => {
+    const size = queries / 8 / parts;
+    for (let i = 0; i < parts; i++) {
+      wgmmaWait(asm, pending(i));
+      for (let n = i * size; n < (i + 1) * size; n++) visit(n);
+    }
+  };
   const scoresNext = (): void => {
     asm.stage('S = K Q^T');
-    inner(s, ownK, stageOf(rightQ, at, shared.bytes.q), spec.D);
+    inParts(s, ownK, stageOf(rightQ, at, shared.bytes.q), spec.D);
   };
   const pack = (tiles: readonly Tile[], into: readonly Reg<'b32'>[]): void =>
     tiles.forEach((t, n) => {
@@ -216,12 +228,14 @@ export function emitFusedCompute(
     asm.stage('P');
     const [p, ds] = [tilesOf(s), tilesOf(dP)];
     const lse2 = statsOf(0);
-    p.forEach((t, n) => {
-      t.forEach((x, e) => {
-        const exponent = asm.op('fma.rn.f32', x, g.scaleLog2, asm.op('neg.f32', lse2(2 * n + (e & 1))));
-        asm.set(x, 'ex2.approx.ftz.f32', exponent);
-      });
-    });
+    eachPart(
+      (part) => 2 * parts - 1 - part,
+      (n) =>
+        p[n].forEach((x, e) => {
+          const exponent = asm.op('fma.rn.f32', x, g.scaleLog2, asm.op('neg.f32', lse2(2 * n + (e & 1))));
+          asm.set(x, 'ex2.approx.ftz.f32', exponent);
+        }),
+    );
     onEdges(() => {
       const { scorer, grid } = here();
       // Keys past the end are zeros, but 2^-lse2 need not be finite.
@@ -239,14 +253,15 @@ export function emitFusedCompute(
       pack(p, prob);
       addV();
     }
-    wgmmaWait(asm, overlap ? 1 : 0);
     asm.stage('dS = P (dP - delta)');
     const delta = statsOf(1);
-    ds.forEach((t, n) => {
-      t.forEach((x, e) => {
-        asm.set(x, 'mul.f32', p[n][e], asm.op('sub.f32', x, delta(2 * n + (e & 1))));
-      });
-    });
+    eachPart(
+      (part) => parts - 1 - part + Number(overlap),
+      (n) =>
+        ds[n].forEach((x, e) => {
+          asm.set(x, 'mul.f32', p[n][e], asm.op('sub.f32', x, delta(2 * n + (e & 1))));
+        }),
+    );
     // dP may be NaN where a masked value row is, or delta.
     onEdges(() => {
       ds.forEach((t, n) => {
@@ -310,8 +325,8 @@ export function emitFusedCompute(
   const middle = (): void => {
     waitParity(asm, slot(asm, shared.doFull, atOut, BARRIER_BYTES), atOut.parity);
     asm.stage('dP = V dOut^T');
-    inner(dP, ownV, stageOf(rightOut, atOut, shared.bytes.dOut), spec.Dv);
-    wgmmaWait(asm, 1);
+    inParts(dP, ownV, stageOf(rightOut, atOut, shared.bytes.dOut), spec.Dv);
+    wgmmaWait(asm, 2 * parts - 1);
     const fresh = asm.label('fresh');
     asm.branch(fresh, asm.op('setp.eq.s32', reading, 0), { uniform: true });
     release(reading);
@@ -348,7 +363,7 @@ export function emitFusedCompute(
       });
     wgmmaCommit(asm);
     asm.stage('dK += dS Q');
-    outer(dK, sharedDs ? stageOf(ownDs, atDs, shared.bytes.dS) : dS, stageOf(rightQ, at, shared.bytes.q));
+    outer(dK, stageOf(ownDs, atDs, shared.bytes.dS), stageOf(rightQ, at, shared.bytes.q));
     asm.set(reading, 'mov.b32', slot(asm, shared.qEmpty, at, BARRIER_BYTES));
     const from = slot(asm, shared.note, at, NOTE.bytes);
     const sum = asm.loadVector('shared', 'b32', 2, from, NOTE.tile);
@@ -358,15 +373,14 @@ export function emitFusedCompute(
     atOut.advance();
     wgmmaWait(asm, 1);
     release(outEmpty);
-    waitParity(asm, slot(asm, shared.dqEmpty, atSum, BARRIER_BYTES), atSum.parity);
-    const target = slot(asm, sumAt, atSum, SCRATCH_BYTES);
-    for (let n = 0; n < 8; n++) asm.storeVector('shared', 'f32', target, dQ.slice(4 * n, 4 * n + 4), n * 2048);
+    waitParity(asm, shared.dqEmpty, sumParity);
+    asm.set(sumParity, 'xor.b32', sumParity, 1);
+    for (let n = 0; n < 8; n++) asm.storeVector('shared', 'f32', sumAt, dQ.slice(4 * n, 4 * n + 4), n * 2048);
     const sumNote = slot(asm, shared.sumNote, atWriter, SUM.bytes);
     asm.when(leader, () => asm.storeVector('shared', 'b32', sumNote, sum));
     fenceAsync(asm);
     asm.emit('bar.warp.sync', '-1');
     asm.when(firstLane, () => arrive(asm, sumNote, SUM.full));
-    atSum.advance();
     atWriter.advance();
   };
 
@@ -387,7 +401,7 @@ export function emitFusedCompute(
   const [rows, h, b] = [rowsHere(), say(ROWS.h), say(ROWS.b)];
   asm.emit('bar.warp.sync', '-1');
   release(shared.rowsEmpty);
-  atRows.advance();
+  asm.set(rowsParity, 'xor.b32', rowsParity, 1);
   release(slot(asm, shared.qEmpty, at, BARRIER_BYTES));
   at.advance();
   for (const x of dK) asm.set(x, 'mul.f32', x, g.scale);
@@ -415,10 +429,7 @@ export function emitFusedCompute(
 
   asm.place(stop);
   asm.stage('no more work');
-  for (let i = 0; i < config.sums; i++) {
-    waitParity(asm, slot(asm, shared.dqEmpty, atSum, BARRIER_BYTES), atSum.parity);
-    atSum.advance();
-  }
+  waitParity(asm, shared.dqEmpty, sumParity);
   for (let i = 0; i < config.writers; i++)
     asm.when(leader, () => asm.store('shared', 'b32', shared.sumNote, STOP, i * SUM.bytes + SUM.tile));
   asm.emit('bar.warp.sync', '-1');

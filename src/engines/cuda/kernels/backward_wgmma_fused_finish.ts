@@ -31,13 +31,10 @@ export function emitFusedFinish(problem: Problem, config: FusedConfig): KernelTe
   const sums = asm.regs('f32', 32);
   for (const r of sums) asm.set(r, 'mov.f32', 0);
   const none = asm.label('none');
-  const end = asm.label('end');
   if (config.ordered) {
     // Queries that no key block was walked for have no sums.
     const added = asm.load('global', 'b32', asm.op('add.s64', turns, asm.op('mul.wide.s32', tile, 4)));
     asm.branch(none, asm.op('setp.eq.s32', added, 0), { uniform: true });
-    // The rest is done already.
-    if (config.finisher) asm.branch(end);
   }
   const from = asm.op('add.s64', scratch, asm.op('mul.wide.s32', tile, SCRATCH_BYTES));
   const inPart = asm.op('mad.lo.s32', part, PART_BYTES, asm.op('shl.b32', thread, 4));
@@ -81,6 +78,5 @@ export function emitFusedFinish(problem: Problem, config: FusedConfig): KernelTe
       () => write(PANEL),
     );
   else write(0);
-  asm.place(end);
   return asm.finish();
 }

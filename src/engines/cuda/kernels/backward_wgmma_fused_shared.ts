@@ -29,15 +29,12 @@ export interface FusedConfig extends Readonly<Record<string, number | string | b
   /** Buffers for queries, and for output gradients. */
   readonly qStages: number;
   readonly doStages: number;
-  /** Buffers for dQ on its way to global memory, and warps that take turns bringing it there, a multiple of the buffers. */
-  readonly sums: number;
+  /** Warps that take turns bringing dQ to global memory. */
   readonly writers: number;
-  /** Whether a further warp writes a tile of dQ in the output's type once the last block has added to it; else a program of its own does. */
-  readonly finisher: boolean;
+  /** Parts, of 64 queries at least, in which scores and dP of a step are waited for. */
+  readonly parts: number;
   /** Whether dV of a step is queued before its dS is worked out. */
   readonly overlap: boolean;
-  /** Whether dK reads dS from shared memory, or from registers. */
-  readonly sharedDs: boolean;
   /** Registers of a thread that computes: 232 or 240. */
   readonly registers: number;
   /** Whether blocks of threads add to dQ in a fixed order. Without it sums differ from run to run in their last bits. */
@@ -50,16 +47,11 @@ export interface FusedConfig extends Readonly<Record<string, number | string | b
 
 /**
  * Byte offsets in the note about a step: first query, whether positions may be masked, query head, end of the tile; scratch
- * tile, place in its order of sums, twice, and 1 for the last.
+ * tile, place in its order of sums.
  */
 export const NOTE = { column: 0, edge: 4, head: 8, end: 12, tile: 16, rank: 20, bytes: 32 } as const;
 /** Byte offsets in the note about a tile of keys. */
 export const ROWS = { row0: 0, h: 4, b: 8, bytes: 16 } as const;
-/**
- * Scratch tiles that are complete, from each writer to the finisher: how many there have been, how many are done, and a ring of
- * their numbers, of which the last is STOP.
- */
-export const DONE = { put: 0, taken: 4, ring: 16, entries: 124, bytes: 512 } as const;
 /** Byte offsets in the note about dQ of a step; the barrier that it is there lies beside it. */
 export const SUM = { tile: 0, rank: 4, full: 8, bytes: 16 } as const;
 
@@ -70,7 +62,7 @@ export interface FusedLayout {
   readonly dOut: Reg<'b32'>;
   /** dS^T: 128 keys by `queries`, in panels of 64 queries; two buffers. */
   readonly dS: Reg<'b32'>;
-  /** dQ' of a step, one part after the other, by buffer; notes about it are by writer. */
+  /** dQ' of a step, one part after the other; notes about it are by writer. */
   readonly dQ: Reg<'b32'>;
   /** lse2, then delta, of a step's queries, beside every buffer of Q. */
   readonly stats: Reg<'b32'>;
@@ -92,15 +84,13 @@ export interface FusedLayout {
   readonly doEmpty: Reg<'b32'>;
   readonly dqEmpty: Reg<'b32'>;
   readonly sumNote: Reg<'b32'>;
-  /** DONE, by writer. */
-  readonly complete: Reg<'b32'>;
   /** A word a key: not zero where its row held NaN or infinity. */
   readonly wild: Reg<'b32'>;
   readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
 }
 
 export function layoutOfFused(asm: Assembler, spec: Spec, config: FusedConfig): FusedLayout {
-  const { queries, qStages, doStages, sums, writers } = config;
+  const { queries, qStages, doStages, writers } = config;
   const place = (name: string, bytes: number, align: number): Reg<'b32'> =>
     asm.sharedAddress(asm.shared(name, bytes, align));
   const of = (rows: number, columns: number): number => rows * panels(columns) * PANEL_BYTES;
@@ -119,20 +109,19 @@ export function layoutOfFused(asm: Assembler, spec: Spec, config: FusedConfig): 
     q: place('q', bytes.q * qStages, 1024),
     dOut: place('dOut', bytes.dOut * doStages, 1024),
     dS: place('dS', bytes.dS * 2, 1024),
-    dQ: place('dQ', SCRATCH_BYTES * sums, 1024),
+    dQ: place('dQ', SCRATCH_BYTES, 1024),
     stats: place('lse2, delta', bytes.stats * qStages, 16),
     wild: place('wild', KEYS * 4, 16),
     rowsNote: place('rows note', ROWS.bytes, 16),
     note: place('note', NOTE.bytes * qStages, 16),
     sumNote: place('sum note', SUM.bytes * writers, 16),
-    complete: place('complete', config.finisher ? DONE.bytes * writers : 0, 16),
     rowsFull: place('rows full', BARRIER_BYTES, 8),
     rowsEmpty: place('rows empty', BARRIER_BYTES, 8),
     qFull: place('q full', BARRIER_BYTES * qStages, 8),
     qEmpty: place('q empty', BARRIER_BYTES * qStages, 8),
     doFull: place('dOut full', BARRIER_BYTES * doStages, 8),
     doEmpty: place('dOut empty', BARRIER_BYTES * doStages, 8),
-    dqEmpty: place('dQ empty', BARRIER_BYTES * sums, 8),
+    dqEmpty: place('dQ empty', BARRIER_BYTES, 8),
   };
   const offsets = (count: number, stride: number = BARRIER_BYTES, first = 0): number[] =>
     Array.from({ length: count }, (_, i) => first + i * stride);
@@ -148,7 +137,7 @@ export function layoutOfFused(asm: Assembler, spec: Spec, config: FusedConfig): 
       { address: data.doFull, offsets: offsets(doStages), count: 1 },
       { address: data.doEmpty, offsets: offsets(doStages), count: warps },
       { address: data.sumNote, offsets: offsets(writers, SUM.bytes, SUM.full), count: warps },
-      { address: data.dqEmpty, offsets: offsets(sums), count: 1 },
+      { address: data.dqEmpty, offsets: [0], count: 1 },
     ],
   };
 }
