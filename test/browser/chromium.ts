@@ -8,6 +8,7 @@ import test from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Browser, Page } from 'playwright-core';
 import { type Served, type ServeOptions, serve } from '../../tools/serve.ts';
+import { inCi } from '../missing.ts';
 import type { Checks } from './page.ts';
 
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'];
@@ -31,8 +32,6 @@ export const executable: string | undefined =
     .split(delimiter)
     .flatMap((folder) => NAMES.map((name) => join(folder, name)))
     .find((file) => existsSync(file));
-/** There a test that something is missing for fails: nobody would see that it was skipped. */
-export const inCi: boolean = (process.env.CI ?? '') !== '';
 const compiled = import.meta.url.endsWith('.js');
 
 /** Why there is no browser to test in; null when there is one. */

@@ -4,9 +4,9 @@
  */
 import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import test from 'node:test';
 import type { WebGpuOptions } from '../../src/engines/webgpu/index.ts';
-import { executable, inCi } from '../browser/chromium.ts';
+import { executable } from '../browser/chromium.ts';
+import { missing } from '../missing.ts';
 import { runConfigurations, runTable, type TableOptions } from './table.ts';
 
 export interface SoftwareDevice
@@ -53,13 +53,6 @@ export function useDriver(driver: keyof typeof DRIVERS, lanes = 0): string | nul
   process.env.VK_DRIVER_FILES = file;
   if (driver === 'lavapipe' && lanes > 0) process.env.LP_NATIVE_VECTOR_WIDTH = String(lanes * 32);
   return null;
-}
-
-/** A test that has to be skipped for `reason`; in CI it fails, as a device that is missing there is a device that nobody tests. */
-export function missing(title: string, reason: string): void {
-  test(title, { skip: inCi ? false : reason }, () => {
-    throw new Error(reason);
-  });
 }
 
 /** Runs the table (or a share of it: see `TableOptions.every`) on a software device. */

@@ -31,7 +31,7 @@ export const TURN = Number(process.env.TILEWISE_TURN ?? Math.floor(Date.now() / 
 const WHOLE = process.env.TILEWISE_SOFTWARE_GPU === '1';
 
 /** The cases of this turn; the title of what is left out is a skipped test's. */
-export function turnOf(title: string, cases: readonly Case[], every: number): readonly Case[] {
+export function turnOf<T>(title: string, cases: readonly T[], every: number): readonly T[] {
   if (every <= 1 || WHOLE) return cases;
   const chosen = cases.filter((_, i) => (i + TURN) % every === 0);
   const skip = `one in ${every} a day: this is TILEWISE_TURN=${TURN}, and TILEWISE_SOFTWARE_GPU=1 runs all`;

@@ -10,9 +10,11 @@ import type { Operands } from '../../src/engine/contract.ts';
 import { open, probe, type WebGpuEngine, type WebGpuOptions } from '../../src/engines/webgpu/index.ts';
 import { choosePlan } from '../../src/plan/choose.ts';
 import type { Problem } from '../../src/problem/problem.ts';
+import { missing } from '../missing.ts';
 
 const found = await probe();
 const skip = found.available ? false : `no WebGPU here: ${found.reason}`;
+if (skip !== false) missing('webgpu: an adapter', skip);
 
 function check(
   name: string,
