@@ -48,9 +48,8 @@ var sum = 0.0;
 ${enter}
 for (var q0 = 0u; q0 < lenQ; q0 += ${rows}u) {
 for (var k0 = 0u; k0 < lenK; k0 += ${t.cols}u) {
-workgroupBarrier(); // the last tile's elements have been picked
 if (tid == 0u) { atomicStore(&touched, 0u); }
-workgroupBarrier(); // the flag is down before anyone raises it
+workgroupBarrier(); // the last tile's elements have been picked, and the flag is down before anyone raises it
 for (var i = tid; i < ${rows * quads}u; i += ${threads}u) {
 let found = position4(i32(q0 + i / ${quads}u), i32(k0 + 4u * (i % ${quads}u)));
 where_[i] = found;
