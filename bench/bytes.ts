@@ -2,9 +2,10 @@
  * Bytes that one forward and one backward move through the GPU's memory, by Nsight Compute's counters, beside the cost model's
  * figure and standard attention's; memory held beyond inputs, outputs and gradients as N grows; and where the cycles go.
  *
- *     node bench/bytes.ts OUT.json [bytes] [memory] [stalls [quick]]
+ *     node bench/bytes.ts OUT.json [bytes] [memory] [stalls [quick]] [peers=FILE]
  *
- * Counters need `ncu` on the path, standard attention python3 with PyTorch. Clocks are left alone. KEEP=FOLDER keeps the sampled
+ * Counters need `ncu` on the path, standard attention python3 with PyTorch. `peers=FILE` takes
+ * standard attention's figures from an earlier result file of the same card. Clocks are left alone. KEEP=FOLDER keeps the sampled
  * instructions of `stalls` there.
  */
 import { spawnSync } from 'node:child_process';
@@ -22,6 +23,8 @@ import type { Problem } from '../src/problem/problem.ts';
 import { Noise, operandsOf, problemOf } from './gpu/setup.ts';
 import { type Account, accounts, csvRows } from './gpu/stalls.ts';
 
+const [out, ...words] = process.argv.slice(2);
+
 /** B, H, N, D and whether causal. */
 export type Case = readonly [B: number, H: number, N: number, D: number, masked: boolean];
 
@@ -33,12 +36,10 @@ const BYTES: readonly Case[] = [
   [1, 16, 8192, 64, true],
   [64, 16, 1024, 64, false],
   [1, 2, 65536, 128, false],
-  [1, 2, 131072, 128, false],
 ];
 const STALLS: readonly Case[] = [
   [2, 32, 8192, 64, false],
   [2, 16, 8192, 128, false],
-  [2, 16, 8192, 128, true],
   [2, 8, 8192, 256, false],
 ];
 /** Where standard attention is counted too. */
@@ -193,6 +194,8 @@ function measureBytes(cases: readonly Case[]): Moved[] {
   if (own.length !== launches.length) console.error(`${own.length} kernels counted, ${launches.length} launched`);
   for (const [i, { name, pass }] of launches.entries()) if (own[i]) add(rows, { name, who: 'tilewise', pass }, own[i]);
   report(rows);
+  const known = earlier();
+  if (known !== null) return [...rows, ...known.bytes.filter((r) => r.who !== 'tilewise')];
 
   // Sections of the peer's kernels are told apart by marker kernels between them: backward runs on a thread of its own.
   const sections = join(FOLDER, 'sections.json');
@@ -210,6 +213,12 @@ function measureBytes(cases: readonly Case[]): Moved[] {
     else if (names[at] !== undefined) add(rows, names[at], counters);
   report(rows.filter((r) => r.who !== 'tilewise'));
   return rows;
+}
+
+/** Results that peers are taken from, where the command names some. */
+function earlier(): BytesResults | null {
+  const path = words.find((w) => w.startsWith('peers='))?.slice('peers='.length);
+  return path === undefined ? null : (JSON.parse(readFileSync(path, 'utf8')) as BytesResults);
 }
 
 function report(rows: readonly Moved[]): void {
@@ -271,6 +280,8 @@ async function measureMemory(): Promise<unknown[]> {
     made.dispose();
     await engine.close();
   }
+  const known = earlier();
+  if (known !== null) return [...rows, ...known.memory.filter((r) => r.who !== undefined)];
   const peers = join(FOLDER, 'memory.json');
   const { status, stderr } = spawnSync('python3', [STANDARD, 'memory', peers, JSON.stringify(STANDARD_LENGTHS)], {
     encoding: 'utf8',
@@ -330,7 +341,6 @@ function measureStalls(cases: readonly Case[]): Stalls[] {
   });
 }
 
-const [out, ...words] = process.argv.slice(2);
 if (words[0] === 'inside') await runOnce(JSON.parse(words[1]) as Case[], out);
 else {
   const engine = await open();

@@ -8,24 +8,23 @@
  * With no part named, all; with a pass named, that pass, and the grid if no part is. TFLOP/s count 4 * pairs * D forward and 2.5 times that backward; `tune` times every configuration
  * of every kernel in the grid instead of the chosen one. `python3` with PyTorch is needed for peers.
  */
-import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { attention } from '../src/api/attention.ts';
 import { commit } from '../src/cli/machine.ts';
-import { tensor } from '../src/core/tensor.ts';
 import type { Config, Kernel, Pass } from '../src/engine/contract.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
-import type { Mask, Mod } from '../src/mods/expr.ts';
-import { alibi, and, causal, documents, slidingWindow, softcap } from '../src/mods/library.ts';
 import { planOn } from '../src/plan/choose.ts';
 import { countPairs } from '../src/problem/cost.ts';
 import type { Problem } from '../src/problem/problem.ts';
-import { type Ask, type Contender, inTurns, Peers, Stopwatch } from './gpu/contenders.ts';
+import { type Cell, decodeCells, FLEX_CASES, f32Cells, gridCells, modCells, N_MODS } from './gpu/cells.ts';
+import { type Contender, inTurns, Peers, Stopwatch } from './gpu/contenders.ts';
 import { type Made, median, Noise, operandsOf, problemOf, type Shape, serving, stepOf } from './gpu/setup.ts';
 
 /** One contender in one cell. */
 export interface GpuRow {
-  readonly group: 'grid' | 'mods' | 'decode' | 'f32';
+  readonly group: Cell['group'];
   /** `d64 causal n512` */
   readonly name: string;
   readonly pass: Pass;
@@ -79,32 +78,16 @@ const started = performance.now();
 const say = (text: string): void =>
   console.log(`${((performance.now() - started) / 1000).toFixed(1).padStart(6)} ${text}`);
 
-interface Cell {
-  readonly group: GpuRow['group'];
-  readonly name: string;
-  readonly shape: Shape;
-  readonly passes: readonly Pass[];
-  /** Share of the pairs that attend. */
-  readonly fraction: number;
-  readonly peers: readonly {
-    readonly who: string;
-    readonly from: Peers;
-    readonly ask: Omit<Ask, 'pass' | 'q' | 'k'>;
-  }[];
-  /** The same call without what is being looked at. */
-  readonly baseline?: Shape;
-  /** Also by mma.sync. */
-  readonly portable?: boolean;
-}
-
 class Bench {
   readonly rows: GpuRow[] = [];
   private readonly engine: CudaEngine;
+  private readonly processes: ReadonlyMap<string, Peers>;
   private readonly noise: Noise;
   private readonly watch: Stopwatch;
 
-  constructor(engine: CudaEngine) {
+  constructor(engine: CudaEngine, processes: ReadonlyMap<string, Peers>) {
     this.engine = engine;
+    this.processes = processes;
     this.noise = new Noise(engine);
     this.watch = new Stopwatch(engine);
   }
@@ -119,8 +102,14 @@ class Bench {
         const ours = await this.ours(cell, problem, bare, made, pass);
         const { B, Hq, Hkv = Hq, Sq, Sk, D } = cell.shape;
         const shapes = { q: [B, Hq, Sq, D], k: [B, Hkv, Sk, D] };
-        const theirs = cell.peers.map(({ who, from, ask }) => from.contender(who, { ...ask, ...shapes, pass }));
-        const times = await inTurns([...ours.map((o) => o.contender), ...theirs], rounds);
+        const theirs = cell.peers.flatMap(({ who, process, ask }) => {
+          const peer = this.processes.get(process);
+          return peer === undefined ? [] : [peer.contender(who, { ...ask, ...shapes, pass })];
+        });
+        const times = await inTurns(
+          [...ours.map((o) => o.contender), ...theirs],
+          cell.group === 'mods' ? Math.min(rounds, 2) : rounds,
+        );
         for (const [who, { median: ms, best, reps, error }] of times) {
           const { kernel, config } = ours.find((o) => o.contender.who === who) ?? {};
           const fraction = who === 'tilewise baseline' ? this.fraction(bare) : cell.fraction;
@@ -148,6 +137,15 @@ class Bench {
     }
   }
 
+  /** Compiles what a cell needs, and leaves it in the cache. */
+  async compile(cell: Cell): Promise<void> {
+    const problem = this.problem(cell.shape, cell.passes);
+    const bare = cell.baseline === undefined ? null : this.problem(cell.baseline, cell.passes);
+    const { plan } = planOn({ ...problem, grads: null }, this.engine);
+    if (plan !== null) await this.engine.prepare(problem, plan.forward);
+    for (const pass of cell.passes) await this.ours(cell, problem, bare, null, pass);
+  }
+
   private problem(shape: Shape, asked: readonly Pass[]): Problem {
     return problemOf({ ...shape, grads: asked.includes('backward') });
   }
@@ -163,11 +161,13 @@ class Bench {
     await (await this.engine.prepare(problem, plan.forward)).run(problem, operands);
   }
 
-  private async ours(cell: Cell, problem: Problem, bare: Problem | null, made: Made, pass: Pass) {
+  private async ours(cell: Cell, problem: Problem, bare: Problem | null, made: Made | null, pass: Pass) {
     const found: { contender: Contender; kernel: string; config: Config }[] = [];
     const add = async (who: string, of: Problem, kernel: Kernel, config: Config): Promise<void> => {
       const program = await this.engine.prepare(of, stepOf(this.engine, of, kernel, config));
-      const contender = this.watch.contender(who, () => program.run(of, made.operands));
+      const contender = this.watch.contender(who, async () => {
+        if (made !== null) await program.run(of, made.operands);
+      });
       found.push({ contender, kernel: kernel.name, config });
     };
     const chosen = async (who: string, of: Problem, from = available(this.engine, of, pass)): Promise<void> => {
@@ -211,59 +211,58 @@ const smi = (): string => {
   }
 };
 
-const N_MODS = 16384;
-const slopes = tensor(
-  Float32Array.from({ length: 16 }, (_, i) => 2 ** (-(i + 1) / 2)),
-  [16],
-);
-const ids = tensor(
-  Int32Array.from({ length: N_MODS }, (_, i) => Math.floor(i / 1500)),
-  [1, N_MODS],
-);
-
-interface ModCase {
-  readonly name: string;
-  readonly mask?: Mask;
-  readonly mod?: Mod;
-  readonly dropout?: number;
-  /** Name of FlexAttention's case; null when it has none. */
-  readonly flex: string | null;
-  /** What is kept of the call for the baseline. */
-  readonly bare?: { readonly mask?: Mask };
-}
-
-const MODS: readonly ModCase[] = [
-  { name: 'plain', flex: 'plain' },
-  { name: 'causal', mask: causal(), flex: 'causal' },
-  { name: 'alibi-causal', mask: causal(), mod: alibi(slopes), flex: 'alibi-causal', bare: { mask: causal() } },
-  { name: 'softcap', mod: softcap(20), flex: 'softcap', bare: {} },
-  { name: 'window1024', mask: and(causal(), slidingWindow(1023)), flex: 'window1024' },
-  { name: 'doc-causal', mask: and(causal(), documents(ids)), flex: 'doc-causal' },
-  { name: 'dropout0.1', dropout: 0.1, flex: null, bare: {} },
-  { name: 'dropout0.1-causal', mask: causal(), dropout: 0.1, flex: null, bare: { mask: causal() } },
+const cells: readonly Cell[] = [
+  ...(wants('grid')
+    ? gridCells(list('d', [64, 128, 256]), list('n', [512, 1024, 2048, 4096, 8192, 16384]), passes, wants('portable'))
+    : []),
+  ...(wants('mods') ? modCells(passes) : []),
+  ...(wants('decode') ? decodeCells() : []),
+  ...(wants('f32') ? f32Cells() : []),
 ];
 
-async function main(): Promise<void> {
+/** Processes that compile a share of the programs each, into the cache that all share. */
+const HELPERS = 8;
+
+function compileBeforehand(): Promise<unknown> {
+  const run = (i: number): Promise<void> =>
+    new Promise((resolve) => {
+      const helper = [fileURLToPath(import.meta.url), out, ...words, `helper=${i}`];
+      spawn(process.execPath, helper, { stdio: 'inherit' }).on('close', () => resolve());
+    });
+  return Promise.all(Array.from({ length: Math.min(HELPERS, cells.length) }, (_, i) => run(i)));
+}
+
+async function help(share: number): Promise<void> {
   const engine = await open({ cache: process.env.TILEWISE_CACHE });
-  const bench = new Bench(engine);
+  const bench = new Bench(engine, new Map());
+  for (const [i, cell] of cells.entries())
+    if (i % HELPERS === share) await bench.compile(cell).catch((e) => say(`${cell.name}: ${e.message}`));
+  await engine.close();
+}
+
+async function main(): Promise<void> {
+  const processes = new Map<string, Peers>();
   const clocks = [smi()];
   const ceilings: { copy: number; matmul: number }[] = [];
-  const peers = withPeers ? new Peers() : null;
-  // FlexAttention compiles for half a minute a case: each in a process of its own, all before anything is timed.
-  const flex = new Map<string, Peers>();
-  if (peers !== null && wants('mods'))
-    for (const { flex: name } of MODS) if (name !== null) flex.set(name, new Peers());
-  const shape = { q: [1, 16, N_MODS, 128], k: [1, 16, N_MODS, 128], reps: 1 } as const;
-  const about = peers === null ? {} : await peers.ask({ do: 'hello' });
-  await Promise.all(
-    [...flex].map(async ([name, own]) => {
+  // FlexAttention takes its time to compile: each case in a process of its own, all before anything is timed.
+  const flex = withPeers && wants('mods') ? FLEX_CASES : [];
+  for (const name of [...(withPeers ? ['torch'] : []), ...flex]) processes.set(name, new Peers());
+  const peers = processes.get('torch') ?? null;
+  const size = [1, 16, N_MODS, 128];
+  const [about] = await Promise.all([
+    peers === null ? {} : peers.ask({ do: 'hello' }),
+    compileBeforehand().then(() => say('compiled')),
+    ...flex.map(async (name) => {
       for (const pass of passes)
-        await own
-          .ask({ do: 'flex', case: name, pass, ...shape }, 150)
+        await processes
+          .get(name)
+          ?.ask({ do: 'flex', case: name, pass, q: size, k: size, reps: 1 }, 150)
           .catch((e) => say(`flex ${name} ${pass}: ${e.message}`));
       say(`flex ${name} compiled`);
     }),
-  );
+  ]);
+  const engine = await open({ cache: process.env.TILEWISE_CACHE });
+  const bench = new Bench(engine, processes);
   const ceiling = async (): Promise<void> => {
     if (peers === null) return;
     const [copy, matmul] = [await peers.ask({ do: 'copy', reps: 5 }), await peers.ask({ do: 'matmul', reps: 9 })];
@@ -281,8 +280,7 @@ async function main(): Promise<void> {
     const results: GpuResults = {
       format: 'tilewise-gpu-1',
       device: name,
-      driver:
-        `${existsSync('/proc/driver/nvidia/version') ? (/Module\D+([\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? '') : ''} (CUDA ${driver})`.trim(),
+      driver: `${driverVersion()} (CUDA ${driver})`.trim(),
       date: new Date().toISOString(),
       commit: process.env.COMMIT ?? commit(),
       peers: about,
@@ -296,103 +294,28 @@ async function main(): Promise<void> {
       `${JSON.stringify(results, (_, x) => (typeof x === 'number' ? Number(x.toPrecision(5)) : x))}\n`,
     );
   };
-
-  const PORTABLE = new Set([512, 2048, 8192]);
-  if (wants('grid'))
-    for (const D of list('d', [64, 128, 256]))
-      for (const masked of [false, true])
-        for (const N of list('n', [512, 1024, 2048, 4096, 8192, 16384])) {
-          await bench.cell({
-            group: 'grid',
-            name: `d${D} ${masked ? 'causal' : 'full'} n${N}`,
-            shape: { B: 16384 / N, Hq: 2048 / D, Sq: N, Sk: N, D, mask: masked ? causal() : undefined },
-            passes,
-            fraction: masked ? 0.5 : 1,
-            portable: wants('portable') && PORTABLE.has(N),
-            peers:
-              peers === null
-                ? []
-                : (['fa2', 'cudnn'] as const).map((be) => ({
-                    who: be,
-                    from: peers,
-                    ask: { do: 'sdpa', be, causal: masked },
-                  })),
-          });
-          save();
-        }
-  clocks.push(smi());
-  if (wants('mods'))
-    for (const { name, mask, mod, dropout, flex: own, bare } of MODS) {
-      const sizes = { B: 1, Hq: 16, Sq: N_MODS, Sk: N_MODS, D: 128 };
-      const one = { ...sizes, mask, mod, dropout };
-      const from = own === null ? undefined : flex.get(own);
-      await bench.cell({
-        group: 'mods',
-        name,
-        shape: one,
-        passes,
-        fraction: countPairs(problemOf(one)).pairs / (16 * N_MODS * N_MODS),
-        ...(bare && { baseline: { ...sizes, ...bare } }),
-        peers: [
-          ...(from === undefined || own === null
-            ? []
-            : [{ who: 'flex', from, ask: { do: 'flex', case: own } as const }]),
-          ...(dropout === undefined || peers === null
-            ? []
-            : [
-                {
-                  who: 'fa2',
-                  from: peers,
-                  ask: { do: 'sdpa', be: 'fa2', p: dropout, causal: mask !== undefined } as const,
-                },
-              ]),
-        ],
-      });
-      save();
-    }
-  for (const own of flex.values()) own.close();
-  if (wants('decode'))
-    for (const [B, N] of [
-      [1, 65536],
-      [16, 8192],
-      [16, 32768],
-      [64, 8192],
-    ])
-      for (const pageSize of [undefined, 16])
-        await bench.cell({
-          group: 'decode',
-          name: `decode b${B} n${N}${pageSize ? ` pages of ${pageSize}` : ''}`,
-          shape: { B, Hq: 32, Hkv: 8, Sq: 1, Sk: N, D: 128, pageSize },
-          passes: ['forward'],
-          fraction: 1,
-          peers:
-            peers === null || pageSize !== undefined
-              ? []
-              : (['cudnn', 'fa2'] as const).map((be) => ({ who: be, from: peers, ask: { do: 'sdpa', be } })),
-        });
-  if (wants('f32'))
-    for (const N of [2048, 8192])
-      await bench.cell({
-        group: 'f32',
-        name: `f32 d64 n${N}`,
-        shape: { B: 16384 / N, Hq: 16, Sq: N, Sk: N, D: 64, dtype: 'f32' },
-        passes: ['forward'],
-        fraction: 1,
-        peers:
-          peers === null
-            ? []
-            : (['math', 'efficient'] as const).map((be) => ({
-                who: be,
-                from: peers,
-                ask: { do: 'sdpa', be, dtype: 'f32' },
-              })),
-      });
   if (wants('host')) host = await overhead(engine);
+  let group = '';
+  for (const cell of cells) {
+    if (cell.group !== group) clocks.push(smi());
+    group = cell.group;
+    await bench.cell(cell).catch((e) => say(`${cell.name}: ${e.message}`));
+    save();
+  }
   await ceiling();
   clocks.push(smi());
   save();
-  peers?.close();
+  for (const one of processes.values()) one.close();
   await engine.close();
+}
+
+/** The driver's own number, where the system tells. */
+function driverVersion(): string {
+  try {
+    return /Module\D+([\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? '';
+  } catch {
+    return '';
+  }
 }
 
 async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: number; call: number }> {
@@ -428,4 +351,5 @@ async function overhead(engine: CudaEngine): Promise<{ prepare: number; run: num
   return found;
 }
 
-await main();
+const share = value('helper');
+await (share === undefined ? main() : help(Number(share)));
