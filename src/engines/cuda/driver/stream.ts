@@ -4,6 +4,8 @@ import type { Device } from './device.ts';
 
 const NON_BLOCKING = 1;
 const NO_TIMING = 2;
+/** Waits up to this long look at the device every turn of the event loop. */
+const SHORT_MS = 4;
 
 /** A point in a stream's work, for waiting on and, when timed, for measuring between two of them. */
 export class Event {
@@ -33,9 +35,11 @@ export class Event {
   /** Resolves once the work before it has finished; rejects when it failed. */
   async reached(): Promise<void> {
     this.device.use();
-    // Most work ends within a few turns; longer work is polled by a timer so that the processor can rest.
-    for (let turn = 0; !this.done(); turn++) {
-      await new Promise<void>((resolve) => (turn < 200 ? setImmediate(resolve) : setTimeout(resolve, 1)));
+    // Longer work is polled by a timer, whose millisecond it does not notice, so that the processor can rest.
+    const start = performance.now();
+    while (!this.done()) {
+      const short = performance.now() - start < SHORT_MS;
+      await new Promise<void>((resolve) => (short ? setImmediate(resolve) : setTimeout(resolve, 1)));
       this.device.use();
     }
   }
