@@ -136,8 +136,9 @@ function rowOf(name: string, colour: string): { pending(text: string): void; sho
 }
 
 const engines: Engine[] = [];
-const title = ({ name, caps }: Engine): string =>
-  name === 'wasm' ? 'WASM' : 'software' in caps && caps.software === true ? 'WebGPU (emulated)' : 'WebGPU';
+const isEmulated = ({ caps }: Engine): boolean => 'software' in caps && caps.software === true;
+const title = (engine: Engine): string =>
+  engine.name === 'wasm' ? 'WASM' : isEmulated(engine) ? 'WebGPU (emulated)' : 'WebGPU';
 
 async function run(): Promise<void> {
   find('#rows').replaceChildren();
@@ -169,7 +170,9 @@ async function start(): Promise<void> {
     find('#engines').append(item);
     if (!probe.available) continue;
     try {
-      engines.push(await openEngine(probe.engine));
+      const engine = await openEngine(probe.engine);
+      engines.push(engine);
+      if (isEmulated(engine)) item.append(': no GPU is open to this page, so the processor plays one, slowly');
     } catch (error) {
       item.append(` (it did not open: ${String(error)})`);
     }
