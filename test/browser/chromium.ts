@@ -112,7 +112,9 @@ export const browserTest = (name: string, body: () => Promise<void>, absent: str
   });
 };
 
-if (noBrowser === null)
-  test.after(async () => {
-    await Promise.allSettled([browser?.then((b) => b.close()), ...servers.map((server) => server.close())]);
-  });
+/** Ends the browser and the servers of its pages, which would keep the process alive. */
+export async function endBrowser(): Promise<void> {
+  await Promise.allSettled([browser?.then((b) => b.close()), ...servers.map((server) => server.close())]);
+}
+
+if (noBrowser === null) test.after(endBrowser);
