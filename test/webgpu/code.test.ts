@@ -24,7 +24,7 @@ const GOLDEN: Readonly<Record<string, Spec>> = {
     dropout: { p: 0.1, seed: [1, 2], offset: 3 },
     sink: true,
   },
-  matrix: { Sq: 64, D: 16, dtype: 'f16', mask: () => causal(), noGrads: true },
+  matrix: { Sq: 64, D: 16, dtype: 'f16', mask: () => causal() },
   one: { Sq: 1, Sk: 300, Hq: 4, Hkv: 2, D: 16, noGrads: true },
 };
 
@@ -32,7 +32,7 @@ for (const [name, spec] of Object.entries(GOLDEN)) {
   const { problem } = instantiate(name, spec);
   // Small tiles, so that people can read them; subgroup matrices exist on hardware alone.
   const caps = name === 'matrix' ? H200 : SOFTWARE;
-  for (const kernel of KERNELS.filter((k) => name !== 'matrix' || k.name === 'forward-matrix'))
+  for (const kernel of KERNELS.filter((k) => (name === 'matrix') === k.name.endsWith('-matrix')))
     test(`golden WGSL: ${name}, ${kernel.name}`, (t) => {
       const refusal = kernel.refuse(problem, caps);
       if (refusal !== null) return t.skip(refusal);
@@ -59,11 +59,13 @@ function workgroupMemory(code: string): number {
     f16: 2,
   };
   let bytes = 0;
-  for (const [, type] of code.matchAll(/var<workgroup> \w+: (.+);/g)) {
+  const members = /struct Memory {([^}]*)}/.exec(code)?.[1].matchAll(/@align\(16\) \w+: (.+),/g) ?? [];
+  const types = [...members, ...code.matchAll(/var<workgroup> \w+: (?!Memory)(.+);/g)];
+  for (const [, type] of types) {
     const array = /^array<(.+), (\d+)>$/.exec(type);
     const size = sizes[array === null ? type : array[1]];
     assert.ok(size !== undefined, `size of ${type}`);
-    bytes += size * Number(array?.[2] ?? 1);
+    bytes += Math.ceil((size * Number(array?.[2] ?? 1)) / 16) * 16;
   }
   return bytes;
 }
@@ -100,4 +102,30 @@ test('a subgroup kernel is refused where subgroups are too small or missing', ()
   assert.match(kernel?.refuse(problem, FLOOR) ?? '', /no subgroups/);
   assert.match(kernel?.refuse(problem, { ...H200, subgroups: { min: 2, max: 128 } }) ?? '', /subgroups of 2/);
   assert.equal(kernel?.refuse(problem, H200), null);
+});
+
+test('matrices serve f16 alone, and say why not the rest', () => {
+  const matrices = KERNELS.filter((k) => k.name.endsWith('-matrix'));
+  const refusals = (over: Spec, caps = H200): (string | null)[] =>
+    matrices.map((k) => k.refuse(instantiate('matrices', { Sq: 64, dtype: 'f16', ...over }).problem, caps));
+  assert.deepEqual(refusals({}), [null, null]);
+  assert.deepEqual(refusals({ D: 5, Dv: 3 }), [null, null]);
+  assert.deepEqual(refusals({ D: 256 }), [null, null]);
+  for (const dtype of ['bf16', 'f32'] as const)
+    for (const reason of refusals({ dtype })) assert.match(reason ?? '', new RegExp(`${dtype} storage`));
+  for (const reason of refusals({}, { ...H200, matrix: null })) assert.match(reason ?? '', /no subgroup matrices/);
+  for (const reason of refusals({}, { ...H200, workgroupMemory: 1024 })) assert.match(reason ?? '', /1024 bytes/);
+});
+
+test('on a device with matrices the plan uses them for f16', () => {
+  for (const D of [64, 128])
+    for (const pass of ['forward', 'backward'] as const) {
+      const { problem } = instantiate('chosen', { Sq: 256, Hq: 8, D, dtype: 'f16' });
+      const seconds = KERNELS.filter((k) => k.pass === pass && k.refuse(problem, H200) === null).map((k) => ({
+        name: k.name,
+        seconds: Math.min(...k.configs(problem, H200).map((c) => k.cost(problem, c, H200).seconds)),
+      }));
+      const best = seconds.reduce((a, b) => (b.seconds < a.seconds ? b : a));
+      assert.equal(best.name, `${pass}-matrix`, JSON.stringify(seconds));
+    }
 });

@@ -7,8 +7,15 @@ struct Params {
   k_s: u32,
   v_s: u32,
   out_s: u32,
-  scale: f32,
   scaleLog2: f32,
+  qRunsAt: u32,
+  qRowsAt: u32,
+  qRunsB: u32,
+  qRunsH: u32,
+  lse_b: u32,
+  lse_h: u32,
+  lse_s: u32,
+  negInf: f32,
   firstH: u32,
   group: u32,
   Hq: u32,
@@ -25,30 +32,23 @@ struct Params {
   v_b: u32,
   v_h: u32,
   v_from: u32,
-  qRowsAt: u32,
-  qRunsB: u32,
-  qRunsH: u32,
-  qRunsAt: u32,
-  lse_b: u32,
-  lse_h: u32,
-  lse_s: u32,
-  negInf: f32,
 }
 @group(0) @binding(0) var<uniform> P: Params;
-@group(0) @binding(1) var<storage, read> q: array<f16>;
-@group(0) @binding(2) var<storage, read> k: array<f16>;
-@group(0) @binding(3) var<storage, read> v: array<f16>;
-@group(0) @binding(4) var<storage, read_write> out: array<f16>;
+@group(0) @binding(1) var<storage, read> q: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read_write> out: array<vec2<u32>>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(6) var<storage, read> tables: array<i32>;
 var<private> atB: i32;
 var<private> atH: i32;
 var<private> atLenQ: i32;
 var<private> atLenK: i32;
-var<workgroup> scores: array<f32, 1152>;
-var<workgroup> shares: array<f16, 1280>;
-var<workgroup> factors: array<f32, 32>;
-var<workgroup> grown: u32;
+var<private> base_q: u32;
+var<private> base_k: u32;
+var<private> base_v: u32;
+var<private> base_out: u32;
+var<workgroup> w: Memory;
 fn mask1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> bool {
   let t0 = (lenK - lenQ);
   let t1 = (q + t0);
@@ -63,7 +63,57 @@ fn mask4(q: i32, kv: i32) -> vec4<bool> {
     mask1(0.0, atB, atH, min(q, atLenQ - 1), min(kv + 3, atLenK - 1), atLenQ, atLenK));
 }
 fn inside4(q: i32, kv: i32) -> vec4<bool> { return vec4<i32>(kv) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenK); }
-@compute @workgroup_size(32)
+fn ld8_q(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenQ) && part_ < 2u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let part = min(part_, 1u);
+  let at = base_q + row * P.q_s;
+  return select(vec4<u32>(0u), q[(at >> 3u) + part], inside);
+}
+fn ld8_k(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenK) && part_ < 2u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let part = min(part_, 1u);
+  let at = base_k + row * P.k_s;
+  return select(vec4<u32>(0u), k[(at >> 3u) + part], inside);
+}
+fn ld8_v(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenK) && part_ < 2u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let part = min(part_, 1u);
+  let at = base_v + row * P.v_s;
+  return select(vec4<u32>(0u), v[(at >> 3u) + part], inside);
+}
+fn tw_to_f16(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  let sign = (u >> 16u) & 0x8000u;
+  let a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) { return sign | 0x7e00u; }
+  if (a >= 0x477ff000u) { return sign | 0x7c00u; }
+  if (a < 0x38800000u) {
+    let shift = min(126u - (a >> 23u), 31u);
+    let m = (a & 0x7fffffu) | 0x800000u;
+    let half = m >> shift;
+    let rest = m & ((1u << shift) - 1u);
+    let tie = 1u << (shift - 1u);
+    return sign | (half + select(0u, 1u, rest > tie || (rest == tie && (half & 1u) == 1u)));
+  }
+  return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13u) & 1u)) >> 13u);
+}
+fn st_out(row: u32, quad: u32, x: vec4<f32>) {
+  if (row >= u32(atLenQ) || quad >= 4u) { return; }
+  let at = base_out + row * P.out_s;
+  out[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
+}
+struct Memory {
+@align(16) scores: array<f32, 3072>,
+@align(16) shares: array<f16, 3072>,
+@align(16) keys: array<f16, 384>,
+@align(16) values: array<f16, 384>,
+@align(16) grown: atomic<u32>,
+@align(16) poison: atomic<u32>,
+}
+@compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) subgroupSize: u32, @builtin(subgroup_invocation_id) lane: u32) {
   let b = group.z + P.firstB;
   let h = group.x + P.firstH;
@@ -77,334 +127,401 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   atB = i32(b);
   atLenQ = i32(lenQ);
   atLenK = i32(lenK);
-  let first = (groups.y - 1u - group.y) * 32u;
-  // The last tile starts earlier rather than reaching past the end; its first rows are another tile's to write.
-  let q0 = min(first, lenQ - 32u);
-  // Locals and not module variables: matrix loads want addresses that are seen to be uniform.
-  let base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
-  let base_out = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
-  let base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
-  let base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
-  let column = (lane % 1u) * 32u;
-  var begun = false;
-  let row_0 = lane / 1u;
+  let q0 = (groups.y - 1u - group.y) * 128u;
+  if (q0 >= lenQ) { return; }
+  let sub = min(subgroup, 3u);
+  let ln = min(lane, 31u);
+  let tid = sub * 32u + ln;
+  let part = ln % 2u * 4u;
+  let own_0 = sub * 32u + 0u + ln / 2u;
+  let cell_0 = own_0 * 24u + part;
+  let half_0 = own_0 * 24u + part;
+  let own_1 = sub * 32u + 16u + ln / 2u;
+  let cell_1 = own_1 * 24u + part;
+  let half_1 = own_1 * 24u + part;
+  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  base_out = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
+  {
+    var qr_0: vec4<u32>;
+    var qr_1: vec4<u32>;
+    qr_0 = ld8_q(q0 + tid / 2u, tid % 2u);
+    qr_1 = ld8_q(q0 + (tid + 128u) / 2u, (tid + 128u) % 2u);
+    workgroupBarrier(); // the place's last readers are done
+    {
+      let at = tid / 2u * 24u + tid % 2u * 8u;
+      let h_0 = bitcast<vec2<f16>>(qr_0[0]);
+      w.shares[at + 0u] = h_0.x;
+      w.shares[at + 1u] = h_0.y;
+      let h_1 = bitcast<vec2<f16>>(qr_0[1]);
+      w.shares[at + 2u] = h_1.x;
+      w.shares[at + 3u] = h_1.y;
+      let h_2 = bitcast<vec2<f16>>(qr_0[2]);
+      w.shares[at + 4u] = h_2.x;
+      w.shares[at + 5u] = h_2.y;
+      let h_3 = bitcast<vec2<f16>>(qr_0[3]);
+      w.shares[at + 6u] = h_3.x;
+      w.shares[at + 7u] = h_3.y;
+    }
+    {
+      let at = (tid + 128u) / 2u * 24u + (tid + 128u) % 2u * 8u;
+      let h_0 = bitcast<vec2<f16>>(qr_1[0]);
+      w.shares[at + 0u] = h_0.x;
+      w.shares[at + 1u] = h_0.y;
+      let h_1 = bitcast<vec2<f16>>(qr_1[1]);
+      w.shares[at + 2u] = h_1.x;
+      w.shares[at + 3u] = h_1.y;
+      let h_2 = bitcast<vec2<f16>>(qr_1[2]);
+      w.shares[at + 4u] = h_2.x;
+      w.shares[at + 5u] = h_2.y;
+      let h_3 = bitcast<vec2<f16>>(qr_1[3]);
+      w.shares[at + 6u] = h_3.x;
+      w.shares[at + 7u] = h_3.y;
+    }
+  }
+  workgroupBarrier(); // these columns are visible
+  let q_0_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 0u, 24u);
+  let q_1_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 384u, 24u);
   var m_0 = -1.0e30;
   var l_0 = 0.0;
+  var m_1 = -1.0e30;
+  var l_1 = 0.0;
   var o_0_0 = subgroup_matrix_result<f32, 16, 16>();
   var o_1_0 = subgroup_matrix_result<f32, 16, 16>();
-  {
-    let runRow = P.qRowsAt + b * P.qRunsB + h * P.qRunsH + first / 32u;
-    let lastRun = u32(tables[runRow + 1u]);
-    for (var run = u32(tables[runRow]); run < lastRun; run++) {
-      let runAt = P.qRunsAt + 3u * run;
-      let partial = tables[runAt + 2u] != 0;
-      let runEnd = u32(tables[runAt + 1u]);
-      for (var block = u32(tables[runAt]); block < runEnd; block++) {
-        let k0 = block * 32u;
-        let ragged = k0 + 32u > lenK;
-        let doubtful = partial || ragged;
-        if (ragged) {
-          for (var j = 0u; j < 32u; j++) {
-            let key = min(k0 + column + j, lenK - 1u);
-            var sum = 0.0;
-            for (var d = 0u; d < 16u; d++) { sum = fma(f32(q[base_q + (q0 + row_0) * P.q_s + d]), f32(k[base_k + key * P.k_s + d]), sum); }
-            scores[row_0 * 36u + column + j] = sum;
-          }
-        } else {
-          {
-            var s_0_0 = subgroup_matrix_result<f32, 16, 16>();
-            var s_0_1 = subgroup_matrix_result<f32, 16, 16>();
-            var s_1_0 = subgroup_matrix_result<f32, 16, 16>();
-            var s_1_1 = subgroup_matrix_result<f32, 16, 16>();
-            for (var d = 0u; d < 16u; d += 16u) {
-              let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&q, base_q + (q0 + 0u) * P.q_s + d, P.q_s);
-              let a_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&q, base_q + (q0 + 16u) * P.q_s + d, P.q_s);
-              let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&k, base_k + (k0 + 0u) * P.k_s + d, P.k_s);
-              s_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, s_0_0);
-              s_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, s_1_0);
-              let b_1 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&k, base_k + (k0 + 16u) * P.k_s + d, P.k_s);
-              s_0_1 = subgroupMatrixMultiplyAccumulate(a_0, b_1, s_0_1);
-              s_1_1 = subgroupMatrixMultiplyAccumulate(a_1, b_1, s_1_1);
-            }
-            subgroupMatrixStore<row_major>(&scores, 0u, s_0_0, 36u);
-            subgroupMatrixStore<row_major>(&scores, 16u, s_0_1, 36u);
-            subgroupMatrixStore<row_major>(&scores, 576u, s_1_0, 36u);
-            subgroupMatrixStore<row_major>(&scores, 592u, s_1_1, 36u);
-          }
-        }
-        workgroupBarrier(); // the products are visible to the lanes that own their rows
-        var x_0_0 = scores[row_0 * 36u + column + 0u] * P.scaleLog2;
-        var x_0_1 = scores[row_0 * 36u + column + 1u] * P.scaleLog2;
-        var x_0_2 = scores[row_0 * 36u + column + 2u] * P.scaleLog2;
-        var x_0_3 = scores[row_0 * 36u + column + 3u] * P.scaleLog2;
-        var x_0_4 = scores[row_0 * 36u + column + 4u] * P.scaleLog2;
-        var x_0_5 = scores[row_0 * 36u + column + 5u] * P.scaleLog2;
-        var x_0_6 = scores[row_0 * 36u + column + 6u] * P.scaleLog2;
-        var x_0_7 = scores[row_0 * 36u + column + 7u] * P.scaleLog2;
-        var x_0_8 = scores[row_0 * 36u + column + 8u] * P.scaleLog2;
-        var x_0_9 = scores[row_0 * 36u + column + 9u] * P.scaleLog2;
-        var x_0_10 = scores[row_0 * 36u + column + 10u] * P.scaleLog2;
-        var x_0_11 = scores[row_0 * 36u + column + 11u] * P.scaleLog2;
-        var x_0_12 = scores[row_0 * 36u + column + 12u] * P.scaleLog2;
-        var x_0_13 = scores[row_0 * 36u + column + 13u] * P.scaleLog2;
-        var x_0_14 = scores[row_0 * 36u + column + 14u] * P.scaleLog2;
-        var x_0_15 = scores[row_0 * 36u + column + 15u] * P.scaleLog2;
-        var x_0_16 = scores[row_0 * 36u + column + 16u] * P.scaleLog2;
-        var x_0_17 = scores[row_0 * 36u + column + 17u] * P.scaleLog2;
-        var x_0_18 = scores[row_0 * 36u + column + 18u] * P.scaleLog2;
-        var x_0_19 = scores[row_0 * 36u + column + 19u] * P.scaleLog2;
-        var x_0_20 = scores[row_0 * 36u + column + 20u] * P.scaleLog2;
-        var x_0_21 = scores[row_0 * 36u + column + 21u] * P.scaleLog2;
-        var x_0_22 = scores[row_0 * 36u + column + 22u] * P.scaleLog2;
-        var x_0_23 = scores[row_0 * 36u + column + 23u] * P.scaleLog2;
-        var x_0_24 = scores[row_0 * 36u + column + 24u] * P.scaleLog2;
-        var x_0_25 = scores[row_0 * 36u + column + 25u] * P.scaleLog2;
-        var x_0_26 = scores[row_0 * 36u + column + 26u] * P.scaleLog2;
-        var x_0_27 = scores[row_0 * 36u + column + 27u] * P.scaleLog2;
-        var x_0_28 = scores[row_0 * 36u + column + 28u] * P.scaleLog2;
-        var x_0_29 = scores[row_0 * 36u + column + 29u] * P.scaleLog2;
-        var x_0_30 = scores[row_0 * 36u + column + 30u] * P.scaleLog2;
-        var x_0_31 = scores[row_0 * 36u + column + 31u] * P.scaleLog2;
-        if (doubtful) {
-          x_0_0 = select(-3.0e38, x_0_0, k0 + column + 0u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 0u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_1 = select(-3.0e38, x_0_1, k0 + column + 1u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 1u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_2 = select(-3.0e38, x_0_2, k0 + column + 2u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 2u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_3 = select(-3.0e38, x_0_3, k0 + column + 3u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 3u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_4 = select(-3.0e38, x_0_4, k0 + column + 4u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 4u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_5 = select(-3.0e38, x_0_5, k0 + column + 5u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 5u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_6 = select(-3.0e38, x_0_6, k0 + column + 6u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 6u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_7 = select(-3.0e38, x_0_7, k0 + column + 7u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 7u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_8 = select(-3.0e38, x_0_8, k0 + column + 8u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 8u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_9 = select(-3.0e38, x_0_9, k0 + column + 9u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 9u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_10 = select(-3.0e38, x_0_10, k0 + column + 10u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 10u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_11 = select(-3.0e38, x_0_11, k0 + column + 11u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 11u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_12 = select(-3.0e38, x_0_12, k0 + column + 12u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 12u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_13 = select(-3.0e38, x_0_13, k0 + column + 13u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 13u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_14 = select(-3.0e38, x_0_14, k0 + column + 14u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 14u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_15 = select(-3.0e38, x_0_15, k0 + column + 15u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 15u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_16 = select(-3.0e38, x_0_16, k0 + column + 16u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 16u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_17 = select(-3.0e38, x_0_17, k0 + column + 17u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 17u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_18 = select(-3.0e38, x_0_18, k0 + column + 18u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 18u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_19 = select(-3.0e38, x_0_19, k0 + column + 19u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 19u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_20 = select(-3.0e38, x_0_20, k0 + column + 20u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 20u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_21 = select(-3.0e38, x_0_21, k0 + column + 21u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 21u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_22 = select(-3.0e38, x_0_22, k0 + column + 22u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 22u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_23 = select(-3.0e38, x_0_23, k0 + column + 23u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 23u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_24 = select(-3.0e38, x_0_24, k0 + column + 24u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 24u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_25 = select(-3.0e38, x_0_25, k0 + column + 25u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 25u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_26 = select(-3.0e38, x_0_26, k0 + column + 26u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 26u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_27 = select(-3.0e38, x_0_27, k0 + column + 27u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 27u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_28 = select(-3.0e38, x_0_28, k0 + column + 28u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 28u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_29 = select(-3.0e38, x_0_29, k0 + column + 29u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 29u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_30 = select(-3.0e38, x_0_30, k0 + column + 30u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 30u, lenK - 1u)), atLenQ, atLenK)));
-          x_0_31 = select(-3.0e38, x_0_31, k0 + column + 31u < lenK && (!partial || mask1(0.0, atB, atH, i32(q0 + row_0), i32(min(k0 + column + 31u, lenK - 1u)), atLenQ, atLenK)));
-        }
-        var n_0 = -1.0e30;
-        n_0 = max(n_0, x_0_0);
-        n_0 = max(n_0, x_0_1);
-        n_0 = max(n_0, x_0_2);
-        n_0 = max(n_0, x_0_3);
-        n_0 = max(n_0, x_0_4);
-        n_0 = max(n_0, x_0_5);
-        n_0 = max(n_0, x_0_6);
-        n_0 = max(n_0, x_0_7);
-        n_0 = max(n_0, x_0_8);
-        n_0 = max(n_0, x_0_9);
-        n_0 = max(n_0, x_0_10);
-        n_0 = max(n_0, x_0_11);
-        n_0 = max(n_0, x_0_12);
-        n_0 = max(n_0, x_0_13);
-        n_0 = max(n_0, x_0_14);
-        n_0 = max(n_0, x_0_15);
-        n_0 = max(n_0, x_0_16);
-        n_0 = max(n_0, x_0_17);
-        n_0 = max(n_0, x_0_18);
-        n_0 = max(n_0, x_0_19);
-        n_0 = max(n_0, x_0_20);
-        n_0 = max(n_0, x_0_21);
-        n_0 = max(n_0, x_0_22);
-        n_0 = max(n_0, x_0_23);
-        n_0 = max(n_0, x_0_24);
-        n_0 = max(n_0, x_0_25);
-        n_0 = max(n_0, x_0_26);
-        n_0 = max(n_0, x_0_27);
-        n_0 = max(n_0, x_0_28);
-        n_0 = max(n_0, x_0_29);
-        n_0 = max(n_0, x_0_30);
-        n_0 = max(n_0, x_0_31);
-        let anyGrew = subgroupAny(n_0 > m_0 + 8.0);
-        if (lane == 0u) { grown = select(0u, 1u, anyGrew); }
-        if (workgroupUniformLoad(&grown) != 0u) {
-          {
-            let top = max(m_0, n_0);
-            let factor = exp2(m_0 - top);
-            factors[row_0] = factor;
-            l_0 *= factor;
-            m_0 = top;
-          }
-          workgroupBarrier(); // factors are visible
-          if (begun) {
-            subgroupMatrixStore<row_major>(&scores, 0u, o_0_0, 36u);
-            subgroupMatrixStore<row_major>(&scores, 576u, o_1_0, 36u);
-            workgroupBarrier(); // the output's rows are visible to the lanes that own them
-            for (var j = 0u; j < 16u; j++) {
-              let col = (lane % 1u) * 16u + j;
-              let cell = row_0 * 36u + col;
-              scores[cell] *= factors[row_0];
-            }
-            workgroupBarrier(); // rows are done with
-            o_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&scores, 0u, 36u);
-            o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&scores, 576u, 36u);
-            workgroupBarrier(); // the place is free again
-          }
-        }
-        begun = true;
-        x_0_0 = exp2(x_0_0 - m_0);
-        l_0 += x_0_0;
-        x_0_1 = exp2(x_0_1 - m_0);
-        l_0 += x_0_1;
-        x_0_2 = exp2(x_0_2 - m_0);
-        l_0 += x_0_2;
-        x_0_3 = exp2(x_0_3 - m_0);
-        l_0 += x_0_3;
-        x_0_4 = exp2(x_0_4 - m_0);
-        l_0 += x_0_4;
-        x_0_5 = exp2(x_0_5 - m_0);
-        l_0 += x_0_5;
-        x_0_6 = exp2(x_0_6 - m_0);
-        l_0 += x_0_6;
-        x_0_7 = exp2(x_0_7 - m_0);
-        l_0 += x_0_7;
-        x_0_8 = exp2(x_0_8 - m_0);
-        l_0 += x_0_8;
-        x_0_9 = exp2(x_0_9 - m_0);
-        l_0 += x_0_9;
-        x_0_10 = exp2(x_0_10 - m_0);
-        l_0 += x_0_10;
-        x_0_11 = exp2(x_0_11 - m_0);
-        l_0 += x_0_11;
-        x_0_12 = exp2(x_0_12 - m_0);
-        l_0 += x_0_12;
-        x_0_13 = exp2(x_0_13 - m_0);
-        l_0 += x_0_13;
-        x_0_14 = exp2(x_0_14 - m_0);
-        l_0 += x_0_14;
-        x_0_15 = exp2(x_0_15 - m_0);
-        l_0 += x_0_15;
-        x_0_16 = exp2(x_0_16 - m_0);
-        l_0 += x_0_16;
-        x_0_17 = exp2(x_0_17 - m_0);
-        l_0 += x_0_17;
-        x_0_18 = exp2(x_0_18 - m_0);
-        l_0 += x_0_18;
-        x_0_19 = exp2(x_0_19 - m_0);
-        l_0 += x_0_19;
-        x_0_20 = exp2(x_0_20 - m_0);
-        l_0 += x_0_20;
-        x_0_21 = exp2(x_0_21 - m_0);
-        l_0 += x_0_21;
-        x_0_22 = exp2(x_0_22 - m_0);
-        l_0 += x_0_22;
-        x_0_23 = exp2(x_0_23 - m_0);
-        l_0 += x_0_23;
-        x_0_24 = exp2(x_0_24 - m_0);
-        l_0 += x_0_24;
-        x_0_25 = exp2(x_0_25 - m_0);
-        l_0 += x_0_25;
-        x_0_26 = exp2(x_0_26 - m_0);
-        l_0 += x_0_26;
-        x_0_27 = exp2(x_0_27 - m_0);
-        l_0 += x_0_27;
-        x_0_28 = exp2(x_0_28 - m_0);
-        l_0 += x_0_28;
-        x_0_29 = exp2(x_0_29 - m_0);
-        l_0 += x_0_29;
-        x_0_30 = exp2(x_0_30 - m_0);
-        l_0 += x_0_30;
-        x_0_31 = exp2(x_0_31 - m_0);
-        l_0 += x_0_31;
-        shares[row_0 * 40u + column + 0u] = f16(x_0_0);
-        shares[row_0 * 40u + column + 1u] = f16(x_0_1);
-        shares[row_0 * 40u + column + 2u] = f16(x_0_2);
-        shares[row_0 * 40u + column + 3u] = f16(x_0_3);
-        shares[row_0 * 40u + column + 4u] = f16(x_0_4);
-        shares[row_0 * 40u + column + 5u] = f16(x_0_5);
-        shares[row_0 * 40u + column + 6u] = f16(x_0_6);
-        shares[row_0 * 40u + column + 7u] = f16(x_0_7);
-        shares[row_0 * 40u + column + 8u] = f16(x_0_8);
-        shares[row_0 * 40u + column + 9u] = f16(x_0_9);
-        shares[row_0 * 40u + column + 10u] = f16(x_0_10);
-        shares[row_0 * 40u + column + 11u] = f16(x_0_11);
-        shares[row_0 * 40u + column + 12u] = f16(x_0_12);
-        shares[row_0 * 40u + column + 13u] = f16(x_0_13);
-        shares[row_0 * 40u + column + 14u] = f16(x_0_14);
-        shares[row_0 * 40u + column + 15u] = f16(x_0_15);
-        shares[row_0 * 40u + column + 16u] = f16(x_0_16);
-        shares[row_0 * 40u + column + 17u] = f16(x_0_17);
-        shares[row_0 * 40u + column + 18u] = f16(x_0_18);
-        shares[row_0 * 40u + column + 19u] = f16(x_0_19);
-        shares[row_0 * 40u + column + 20u] = f16(x_0_20);
-        shares[row_0 * 40u + column + 21u] = f16(x_0_21);
-        shares[row_0 * 40u + column + 22u] = f16(x_0_22);
-        shares[row_0 * 40u + column + 23u] = f16(x_0_23);
-        shares[row_0 * 40u + column + 24u] = f16(x_0_24);
-        shares[row_0 * 40u + column + 25u] = f16(x_0_25);
-        shares[row_0 * 40u + column + 26u] = f16(x_0_26);
-        shares[row_0 * 40u + column + 27u] = f16(x_0_27);
-        shares[row_0 * 40u + column + 28u] = f16(x_0_28);
-        shares[row_0 * 40u + column + 29u] = f16(x_0_29);
-        shares[row_0 * 40u + column + 30u] = f16(x_0_30);
-        shares[row_0 * 40u + column + 31u] = f16(x_0_31);
-        workgroupBarrier(); // the probabilities are visible
-        if (doubtful) {
-          subgroupMatrixStore<row_major>(&scores, 0u, o_0_0, 36u);
-          subgroupMatrixStore<row_major>(&scores, 576u, o_1_0, 36u);
-          workgroupBarrier(); // the output's rows are visible to the lanes that own them
-          for (var j = 0u; j < 16u; j++) {
-            let col = (lane % 1u) * 16u + j;
-            let cell = row_0 * 36u + col;
-            var sum = scores[cell];
-            for (var key = 0u; key < 32u; key++) {
-              let p = f32(shares[row_0 * 40u + key]);
-              if (p != 0.0) { sum = fma(p, f32(v[base_v + (k0 + key) * P.v_s + 0u + col]), sum); }
-            }
-            scores[cell] = sum;
-          }
-          workgroupBarrier(); // rows are done with
-          o_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&scores, 0u, 36u);
-          o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&scores, 576u, 36u);
-          workgroupBarrier(); // the place is free again
-        } else {
-          for (var key = 0u; key < 32u; key += 16u) {
-            let p_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&shares, 0u + key, 40u);
-            let p_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&shares, 640u + key, 40u);
-            {
-              let x = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&v, base_v + (k0 + key) * P.v_s + 0u, P.v_s);
-              o_0_0 = subgroupMatrixMultiplyAccumulate(p_0, x, o_0_0);
-              o_1_0 = subgroupMatrixMultiplyAccumulate(p_1, x, o_1_0);
-            }
-          }
-        }
+  let runRow = P.qRowsAt + b * P.qRunsB + h * P.qRunsH + q0 / 128u;
+  let lastRun = u32(tables[runRow + 1u]);
+  var run = u32(tables[runRow]);
+  var next = 0u;
+  var runEnd = 0u;
+  var nextPartial = false;
+  var more = run < lastRun;
+  if (more) {
+    let runAt = P.qRunsAt + 3u * run;
+    next = u32(tables[runAt]);
+    runEnd = u32(tables[runAt + 1u]);
+    nextPartial = tables[runAt + 2u] != 0;
+  }
+  if (more) {
+    var block = next;
+    var partial = nextPartial;
+    var kr_0: vec4<u32>;
+    var vr_0: vec4<u32>;
+    kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    vr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    workgroupBarrier(); // Q's last readers are done
+    if (tid < 32u) {
+      let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+      let h_0 = bitcast<vec2<f16>>(kr_0[0]);
+      w.keys[at + 0u] = h_0.x;
+      w.keys[at + 1u] = h_0.y;
+      let h_1 = bitcast<vec2<f16>>(kr_0[1]);
+      w.keys[at + 2u] = h_1.x;
+      w.keys[at + 3u] = h_1.y;
+      let h_2 = bitcast<vec2<f16>>(kr_0[2]);
+      w.keys[at + 4u] = h_2.x;
+      w.keys[at + 5u] = h_2.y;
+      let h_3 = bitcast<vec2<f16>>(kr_0[3]);
+      w.keys[at + 6u] = h_3.x;
+      w.keys[at + 7u] = h_3.y;
+    }
+    next++;
+    if (next >= runEnd) {
+      run++;
+      more = run < lastRun;
+      if (more) {
+        let runAt = P.qRunsAt + 3u * run;
+        next = u32(tables[runAt]);
+        runEnd = u32(tables[runAt + 1u]);
+        nextPartial = tables[runAt + 2u] != 0;
       }
     }
-  }
-  {
-    let attended = m_0 > -1.0e30;
-    var share = 1.0;
-    factors[row_0] = select(0.0, share / l_0, attended);
-    if (lane % 1u == 0u && q0 + row_0 >= first) {
-      lse[b * P.lse_b + h * P.lse_h + (qStart + q0 + row_0) * P.lse_s] = select(P.negInf, (m_0 + log2(l_0)) * 0.6931471805599453, attended);
+    kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    workgroupBarrier(); // the first keys are visible
+    for (var step = 1u; ; step++) {
+      let k0 = block * 16u;
+      var s_0_0 = subgroup_matrix_result<f32, 16, 16>();
+      var s_1_0 = subgroup_matrix_result<f32, 16, 16>();
+      {
+        let a_0 = q_0_0;
+        let a_1 = q_1_0;
+        let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&w.keys, 0u, 24u);
+        s_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, s_0_0);
+        s_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, s_1_0);
+      }
+      subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, s_0_0, 24u);
+      subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, s_1_0, 24u);
+      workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
+      if (tid < 32u) {
+        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+        let h_0 = bitcast<vec2<f16>>(vr_0[0]);
+        w.values[at + 0u] = h_0.x;
+        w.values[at + 1u] = h_0.y;
+        let h_1 = bitcast<vec2<f16>>(vr_0[1]);
+        w.values[at + 2u] = h_1.x;
+        w.values[at + 3u] = h_1.y;
+        let h_2 = bitcast<vec2<f16>>(vr_0[2]);
+        w.values[at + 4u] = h_2.x;
+        w.values[at + 5u] = h_2.y;
+        let h_3 = bitcast<vec2<f16>>(vr_0[3]);
+        w.values[at + 6u] = h_3.x;
+        w.values[at + 7u] = h_3.y;
+      }
+      if (tid < 32u) {
+        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+        let h_0 = bitcast<vec2<f16>>(kr_0[0]);
+        w.keys[at + 0u] = h_0.x;
+        w.keys[at + 1u] = h_0.y;
+        let h_1 = bitcast<vec2<f16>>(kr_0[1]);
+        w.keys[at + 2u] = h_1.x;
+        w.keys[at + 3u] = h_1.y;
+        let h_2 = bitcast<vec2<f16>>(kr_0[2]);
+        w.keys[at + 4u] = h_2.x;
+        w.keys[at + 5u] = h_2.y;
+        let h_3 = bitcast<vec2<f16>>(kr_0[3]);
+        w.keys[at + 6u] = h_3.x;
+        w.keys[at + 7u] = h_3.y;
+      }
+      if (partial) {
+        let odd = any(((((vr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u))) != vec4<u32>(0u));
+        if (odd) { atomicStore(&w.poison, 1u); }
+      }
+      var x_0_0 = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+      var x_0_1 = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+      var x_1_0 = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+      var x_1_1 = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+      x_0_0 = x_0_0 * P.scaleLog2;
+      x_0_1 = x_0_1 * P.scaleLog2;
+      x_1_0 = x_1_0 * P.scaleLog2;
+      x_1_1 = x_1_1 * P.scaleLog2;
+      if (partial) {
+        x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, (inside4(i32(q0 + own_0), i32(k0 + part + 0u)) & mask4(i32(q0 + own_0), i32(k0 + part + 0u))));
+        x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, (inside4(i32(q0 + own_0), i32(k0 + part + 8u)) & mask4(i32(q0 + own_0), i32(k0 + part + 8u))));
+        x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, (inside4(i32(q0 + own_1), i32(k0 + part + 0u)) & mask4(i32(q0 + own_1), i32(k0 + part + 0u))));
+        x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, (inside4(i32(q0 + own_1), i32(k0 + part + 8u)) & mask4(i32(q0 + own_1), i32(k0 + part + 8u))));
+      } else if (k0 + 16u > lenK) {
+        x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, inside4(i32(q0 + own_0), i32(k0 + part + 0u)));
+        x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, inside4(i32(q0 + own_0), i32(k0 + part + 8u)));
+        x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, inside4(i32(q0 + own_1), i32(k0 + part + 0u)));
+        x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, inside4(i32(q0 + own_1), i32(k0 + part + 8u)));
+      }
+      let w_0 = max(x_0_0, x_0_1);
+      var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
+      n_0 = max(n_0, subgroupShuffleXor(n_0, 1u));
+      let grew_0 = n_0 > m_0 + 8.0;
+      let top_0 = select(m_0, n_0, grew_0);
+      let factor_0 = exp2(m_0 - top_0);
+      m_0 = top_0;
+      l_0 *= factor_0;
+      let w_1 = max(x_1_0, x_1_1);
+      var n_1 = max(max(w_1.x, w_1.y), max(w_1.z, w_1.w));
+      n_1 = max(n_1, subgroupShuffleXor(n_1, 1u));
+      let grew_1 = n_1 > m_1 + 8.0;
+      let top_1 = select(m_1, n_1, grew_1);
+      let factor_1 = exp2(m_1 - top_1);
+      m_1 = top_1;
+      l_1 *= factor_1;
+      if (grew_0 || grew_1) { atomicMax(&w.grown, step); }
+      x_0_0 = exp2(x_0_0 - vec4<f32>(m_0));
+      l_0 += (x_0_0.x + x_0_0.y) + (x_0_0.z + x_0_0.w);
+      {
+        let h = vec4<f16>(x_0_0);
+        w.shares[half_0 + 0u] = h[0];
+        w.shares[half_0 + 1u] = h[1];
+        w.shares[half_0 + 2u] = h[2];
+        w.shares[half_0 + 3u] = h[3];
+      }
+      x_0_1 = exp2(x_0_1 - vec4<f32>(m_0));
+      l_0 += (x_0_1.x + x_0_1.y) + (x_0_1.z + x_0_1.w);
+      {
+        let h = vec4<f16>(x_0_1);
+        w.shares[half_0 + 8u] = h[0];
+        w.shares[half_0 + 9u] = h[1];
+        w.shares[half_0 + 10u] = h[2];
+        w.shares[half_0 + 11u] = h[3];
+      }
+      x_1_0 = exp2(x_1_0 - vec4<f32>(m_1));
+      l_1 += (x_1_0.x + x_1_0.y) + (x_1_0.z + x_1_0.w);
+      {
+        let h = vec4<f16>(x_1_0);
+        w.shares[half_1 + 0u] = h[0];
+        w.shares[half_1 + 1u] = h[1];
+        w.shares[half_1 + 2u] = h[2];
+        w.shares[half_1 + 3u] = h[3];
+      }
+      x_1_1 = exp2(x_1_1 - vec4<f32>(m_1));
+      l_1 += (x_1_1.x + x_1_1.y) + (x_1_1.z + x_1_1.w);
+      {
+        let h = vec4<f16>(x_1_1);
+        w.shares[half_1 + 8u] = h[0];
+        w.shares[half_1 + 9u] = h[1];
+        w.shares[half_1 + 10u] = h[2];
+        w.shares[half_1 + 11u] = h[3];
+      }
+      let last = !more;
+      let following = next;
+      let followingPartial = nextPartial;
+      vr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+      next++;
+      if (next >= runEnd) {
+        run++;
+        more = run < lastRun;
+        if (more) {
+          let runAt = P.qRunsAt + 3u * run;
+          next = u32(tables[runAt]);
+          runEnd = u32(tables[runAt + 1u]);
+          nextPartial = tables[runAt + 2u] != 0;
+        }
+      }
+      kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+      // Also the barrier that makes probabilities, keys and values visible.
+      let rescaling = workgroupUniformLoad(&w.grown) == step;
+      if (rescaling && step > 1u) {
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, o_0_0, 24u);
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, o_1_0, 24u);
+        workgroupBarrier(); // the sums are visible to the lanes that own their rows
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+          x *= factor_0;
+          w.scores[cell_0 + 0u] = x[0];
+          w.scores[cell_0 + 1u] = x[1];
+          w.scores[cell_0 + 2u] = x[2];
+          w.scores[cell_0 + 3u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+          x *= factor_0;
+          w.scores[cell_0 + 8u] = x[0];
+          w.scores[cell_0 + 9u] = x[1];
+          w.scores[cell_0 + 10u] = x[2];
+          w.scores[cell_0 + 11u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+          x *= factor_1;
+          w.scores[cell_1 + 0u] = x[0];
+          w.scores[cell_1 + 1u] = x[1];
+          w.scores[cell_1 + 2u] = x[2];
+          w.scores[cell_1 + 3u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+          x *= factor_1;
+          w.scores[cell_1 + 8u] = x[0];
+          w.scores[cell_1 + 9u] = x[1];
+          w.scores[cell_1 + 10u] = x[2];
+          w.scores[cell_1 + 11u] = x[3];
+        }
+        workgroupBarrier(); // lanes are done with their rows
+        o_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 0u, 24u);
+        o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 384u, 24u);
+        workgroupBarrier(); // and so are the matrices
+      }
+      var hurt = false;
+      if (partial) { hurt = workgroupUniformLoad(&w.poison) != 0u; }
+      if (hurt) {
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, o_0_0, 24u);
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, o_1_0, 24u);
+        workgroupBarrier(); // the sums are visible to the lanes that own their rows
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_0 * 24u + j]);
+            let at = j * 24u + min(0u + part + 0u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
+          }
+          w.scores[cell_0 + 0u] = x[0];
+          w.scores[cell_0 + 1u] = x[1];
+          w.scores[cell_0 + 2u] = x[2];
+          w.scores[cell_0 + 3u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_0 * 24u + j]);
+            let at = j * 24u + min(0u + part + 8u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
+          }
+          w.scores[cell_0 + 8u] = x[0];
+          w.scores[cell_0 + 9u] = x[1];
+          w.scores[cell_0 + 10u] = x[2];
+          w.scores[cell_0 + 11u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_1 * 24u + j]);
+            let at = j * 24u + min(0u + part + 0u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
+          }
+          w.scores[cell_1 + 0u] = x[0];
+          w.scores[cell_1 + 1u] = x[1];
+          w.scores[cell_1 + 2u] = x[2];
+          w.scores[cell_1 + 3u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_1 * 24u + j]);
+            let at = j * 24u + min(0u + part + 8u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
+          }
+          w.scores[cell_1 + 8u] = x[0];
+          w.scores[cell_1 + 9u] = x[1];
+          w.scores[cell_1 + 10u] = x[2];
+          w.scores[cell_1 + 11u] = x[3];
+        }
+        workgroupBarrier(); // lanes are done with their rows
+        o_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 0u, 24u);
+        o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 384u, 24u);
+        workgroupBarrier(); // and so are the matrices
+      } else {
+        {
+          let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 0u, 24u);
+          let a_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 384u, 24u);
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.values, 0u, 24u);
+          o_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, o_0_0);
+          o_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, o_1_0);
+        }
+      }
+      if (last) { break; }
+      block = following;
+      partial = followingPartial;
     }
   }
-  workgroupBarrier(); // factors are visible
-  subgroupMatrixStore<row_major>(&scores, 0u, o_0_0, 36u);
-  subgroupMatrixStore<row_major>(&scores, 576u, o_1_0, 36u);
-  workgroupBarrier(); // the output's rows are visible to the lanes that own them
-  for (var j = 0u; j < 16u; j++) {
-    let col = (lane % 1u) * 16u + j;
-    let cell = row_0 * 36u + col;
-    if (q0 + row_0 >= first) { out[base_out + (q0 + row_0) * P.out_s + 0u + col] = f16(scores[cell] * factors[row_0]); }
+  l_0 = l_0 + subgroupShuffleXor(l_0, 1u);
+  let attended_0 = m_0 > -1.0e30;
+  var share_0 = 1.0;
+  share_0 = select(0.0, share_0 / l_0, attended_0);
+  if (part == 0u && q0 + own_0 < lenQ) {
+    lse[b * P.lse_b + h * P.lse_h + (qStart + q0 + own_0) * P.lse_s] = select(P.negInf, (m_0 + log2(l_0)) * 0.6931471805599453, attended_0);
   }
-  workgroupBarrier(); // rows are done with
-  workgroupBarrier(); // the place is free again
+  l_1 = l_1 + subgroupShuffleXor(l_1, 1u);
+  let attended_1 = m_1 > -1.0e30;
+  var share_1 = 1.0;
+  share_1 = select(0.0, share_1 / l_1, attended_1);
+  if (part == 0u && q0 + own_1 < lenQ) {
+    lse[b * P.lse_b + h * P.lse_h + (qStart + q0 + own_1) * P.lse_s] = select(P.negInf, (m_1 + log2(l_1)) * 0.6931471805599453, attended_1);
+  }
+  workgroupBarrier(); // the scores' place is free
+  subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, o_0_0, 24u);
+  subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, o_1_0, 24u);
+  workgroupBarrier(); // the sums are visible to the lanes that own their rows
+  {
+    var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+    st_out(q0 + own_0, (0u + part + 0u) / 4u, select(vec4<f32>(0.0), x * share_0, attended_0));
+  }
+  {
+    var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+    st_out(q0 + own_0, (0u + part + 8u) / 4u, select(vec4<f32>(0.0), x * share_0, attended_0));
+  }
+  {
+    var x = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+    st_out(q0 + own_1, (0u + part + 0u) / 4u, select(vec4<f32>(0.0), x * share_1, attended_1));
+  }
+  {
+    var x = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+    st_out(q0 + own_1, (0u + part + 8u) / 4u, select(vec4<f32>(0.0), x * share_1, attended_1));
+  }
+  workgroupBarrier(); // lanes are done with their rows
 }

@@ -114,7 +114,7 @@ export const backward: WebGpuKernel<BackwardConfig> = defineKernel({
 });
 
 /** Two floats a row, laid out like lse, rows of no sequence included. */
-const rowBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
+export const rowBytes = ({ strides, B, Hq, Sq, sequences }: Problem): number => {
   let rows = 0;
   for (let b = 0; b < B; b++) rows = Math.max(rows, b * strides.lse.b + (sequences[4 * b] + Sq) * strides.lse.s);
   return 8 * (rows + Math.max(Hq - 1, 0) * strides.lse.h);

@@ -103,7 +103,7 @@ function launchForward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launc
 }
 
 /** Rows of no sequence are results too: lse is -inf there (and out 0). One shader more, when lengths vary. */
-function fillShader(): Shader {
+export function fillShader(): Shader {
   const m = new ModuleBuilder();
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   const body = `for (var i = group.x * 64u + local; i < arrayLength(&${lse}); i += groups.x * 64u) {
@@ -112,7 +112,8 @@ ${lse}[i] = ${m.param('negInf', 'f32')};
   return m.build({ name: 'fill', threads: 64, body });
 }
 
-const unusedRows = (problem: Problem, params: Record<string, number>): Launch['dispatches'] =>
+/** The dispatch of `fillShader`, which is shader 1, where it is needed. */
+export const unusedRows = (problem: Problem, params: Record<string, number>): Launch['dispatches'] =>
   problem.uniform ? [] : [{ shader: 1, grid: [64, 1, 1], params }];
 
 function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {

@@ -25,11 +25,20 @@ export function declareGradients(m: ModuleBuilder, problem: Problem, columns: Co
 export const setLseBase = (m: ModuleBuilder, h: string): string =>
   `lseBase = b * ${m.param('lse_b')} + ${h} * ${m.param('lse_h')} + qStart * ${m.param('lse_s')};`;
 
+/** How many rows and quads of columns an invocation has. */
+export type Owned = Pick<Tile, 'rt' | 'ct' | 'tm' | 'cols'>;
+/** Code for an invocation's row i in the tile. */
+type RowCode = (i: number) => string;
+const rowsOwned =
+  (t: Owned): RowCode =>
+  (i) =>
+    rowAt(t, i);
+
 /** Rows are queries: `q_<i>`, `lse_<i>`, `delta_<i>` of the tile at `q0`. */
-export const rowStatistics = (t: Tile): string =>
+export const rowStatistics = (t: Owned, row = rowsOwned(t)): string =>
   unroll(
     t.tm,
-    (i) => `let q_${i} = i32(q0 + ${rowAt(t, i)});
+    (i) => `let q_${i} = i32(q0 + ${row(i)});
 let row_${i} = row_at(q_${i});
 let lse_${i} = row_${i}.x;
 let delta_${i} = row_${i}.y;`,
@@ -61,12 +70,19 @@ export interface Wanted {
  * Turns `s_<i>_<v>` = q.k and `t_<i>_<v>` = dO.v into probabilities and score gradients. `partial` (bool code) and raggedness
  * decide whether positions have to be looked at one by one; what does not attend becomes exactly 0, whatever NaN it met.
  */
-export function scoreGradients(m: ModuleBuilder, problem: Problem, columns: Columns, t: Tile, want: Wanted): string {
+export function scoreGradients(
+  m: ModuleBuilder,
+  problem: Problem,
+  columns: Columns,
+  t: Owned,
+  want: Wanted,
+  row = rowsOwned(t),
+): string {
   const vs = colQuads(t);
   const { mod, dropout, mask } = problem;
   const q = (i: number, v: number): string => (columns === 'kv' ? `q_${i}` : `qc_${v}`);
   const kv = (i: number, v: number): string =>
-    columns === 'kv' ? `i32(k0 + 4u * c + ${4 * t.ct * v}u)` : `i32(k0 + ${rowAt(t, i)})`;
+    columns === 'kv' ? `i32(k0 + 4u * c + ${4 * t.ct * v}u)` : `i32(k0 + ${row(i)})`;
   const lse = (i: number, v: number): string => (columns === 'kv' ? `vec4<f32>(lse_${i})` : `lse_${v}`);
   const delta = (i: number, v: number): string => (columns === 'kv' ? `delta_${i}` : `delta_${v}`);
   const slope = mod !== null && want.ds && want.modified !== true;

@@ -1,5 +1,6 @@
 /** Every kernel of the engine; the plan chooses by `refuse` and `cost`. */
 import { backward } from './backward.ts';
+import { backwardMatrix } from './backward_matrix.ts';
 import { decode } from './decode.ts';
 import { defineForward, forward } from './forward.ts';
 import { forwardMatrix } from './forward_matrix.ts';
@@ -10,5 +11,6 @@ export const KERNELS = [
   forwardMatrix,
   defineForward('forward-subgroup', 'subgroup'),
   forward,
+  backwardMatrix,
   backward,
 ] as unknown as readonly WebGpuKernel[];

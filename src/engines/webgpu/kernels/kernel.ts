@@ -78,7 +78,7 @@ export function defineKernel<C extends Config>(kernel: Definition<C>): WebGpuKer
 /** Everything of a problem that shader text depends on. */
 export function problemKey(problem: Problem): string {
   const { D, Dv, dtype, kv, mask, mod, sides, sink, dropout, grads, uniform } = problem;
-  const vectors = (['q', 'k', 'v', 'out'] as const).map((f) => Number(aligned(problem, f))).join('');
+  const vectors = (['q', 'k', 'v', 'out'] as const).map((f) => [8, 4, 1].find((n) => aligned(problem, f, n))).join('');
   return [
     `${dtype} ${D} ${Dv} ${vectors}`,
     kv.kind === 'paged' ? `paged${kv.pageSize}` : '',

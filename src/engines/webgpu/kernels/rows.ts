@@ -16,11 +16,11 @@ export interface RowTensor {
   readonly family: Family;
 }
 
-/** Whether four neighbouring elements always start at a multiple of four, so that one vector load brings them. */
-export function aligned(problem: Problem, family: Family): boolean {
+/** Whether `n` neighbouring elements always start at a multiple of n, so that one vector load brings them. */
+export function aligned(problem: Problem, family: Family, n = 4): boolean {
   const width = widthOf(problem, family);
   const { b, h, s } = problem.strides[family];
-  return [width, b, h, s].every((n) => n % 4 === 0);
+  return [width, b, h, s].every((x) => x % n === 0);
 }
 
 /** Elements of one row. */
@@ -35,8 +35,8 @@ export function strideValues(name: string, { b, h, s }: Strides): Record<string,
   return { [`${name}_b`]: b, [`${name}_h`]: h, [`${name}_s`]: s };
 }
 
-/** The element address of a row's start, given `base_<name>` and a row number inside the sequence. */
-function rowAddress(m: ModuleBuilder, problem: Problem, t: RowTensor): string {
+/** Code for the element address of row `row` of the sequence, given `base_<name>`. */
+export function rowAddress(m: ModuleBuilder, problem: Problem, t: RowTensor): string {
   const stride = m.param(`${t.family}_s`);
   const base = m.local(`base_${t.name}`, 'u32');
   if (problem.kv.kind === 'paged' && (t.family === 'k' || t.family === 'v')) {

@@ -53,11 +53,11 @@ export const threadsOf = (t: Tile): number => t.rt * t.ct;
 /** Fours of rows of an invocation. */
 export const rowQuads = (t: Tile): number => t.tm / 4;
 /** vec4 accumulators along the columns of an invocation. */
-export const colQuads = (t: Tile): number => t.cols / (4 * t.ct);
+export const colQuads = (t: Pick<Tile, 'cols' | 'ct'>): number => t.cols / (4 * t.ct);
 /** Output quads of an invocation for rows of `quads` quads. */
 export const outQuads = (t: Tile, quads: number): number => ceilDiv(quads, t.ct);
 /** Code for the row of the tile that is row i of the invocation. */
-export const rowAt = (t: Tile, i: number): string => `(4u * r + ${4 * t.rt * (i >> 2) + (i & 3)}u)`;
+export const rowAt = (t: Pick<Tile, 'rt'>, i: number): string => `(4u * r + ${4 * t.rt * (i >> 2) + (i & 3)}u)`;
 
 const odd = (n: number): number => n | 1;
 /** Strides for vec4 writes by quarters of a subgroup, 8 along an axis of stride 1 or, paired, 4 by 2: all banks are met once. */

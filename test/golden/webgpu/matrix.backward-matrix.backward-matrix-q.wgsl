@@ -1,0 +1,383 @@
+enable f16;
+enable subgroups;
+enable chromium_experimental_subgroup_matrix;
+requires subgroup_id;
+struct Params {
+  scale: f32,
+  lse_s: u32,
+  q_s: u32,
+  k_s: u32,
+  v_s: u32,
+  out_s: u32,
+  scaleLog2: f32,
+  qRunsAt: u32,
+  qRowsAt: u32,
+  qRunsB: u32,
+  qRunsH: u32,
+  k_b: u32,
+  k_h: u32,
+  k_from: u32,
+  v_b: u32,
+  v_h: u32,
+  v_from: u32,
+  lse_b: u32,
+  lse_h: u32,
+  group: u32,
+  firstH: u32,
+  Hq: u32,
+  firstB: u32,
+  q_b: u32,
+  q_h: u32,
+  q_from: u32,
+  out_b: u32,
+  out_h: u32,
+  out_from: u32,
+}
+@group(0) @binding(0) var<uniform> P: Params;
+@group(0) @binding(1) var<storage, read> rows: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> k: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read> v: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read> dOut: array<vec4<u32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<vec2<u32>>;
+@group(0) @binding(7) var<storage, read> tables: array<i32>;
+var<private> atB: i32;
+var<private> atH: i32;
+var<private> atLenQ: i32;
+var<private> atLenK: i32;
+var<private> lseBase: u32;
+var<private> base_q: u32;
+var<private> base_k: u32;
+var<private> base_v: u32;
+var<private> base_dOut: u32;
+var<private> base_dq: u32;
+var<workgroup> w: Memory;
+fn mask1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> bool {
+  let t0 = (lenK - lenQ);
+  let t1 = (q + t0);
+  let t2 = (kv <= t1);
+  return t2;
+}
+fn mask4(q: i32, kv: i32) -> vec4<bool> {
+  return vec4<bool>(
+    mask1(0.0, atB, atH, min(q, atLenQ - 1), min(kv + 0, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q, atLenQ - 1), min(kv + 1, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q, atLenQ - 1), min(kv + 2, atLenK - 1), atLenQ, atLenK),
+    mask1(0.0, atB, atH, min(q, atLenQ - 1), min(kv + 3, atLenK - 1), atLenQ, atLenK));
+}
+fn inside4(q: i32, kv: i32) -> vec4<bool> { return vec4<i32>(kv) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenK); }
+fn row_at(q: i32) -> vec2<f32> {
+  if (q >= atLenQ) { return vec2<f32>(3.0e38, 0.0); }
+  return rows[lseBase + u32(q) * P.lse_s];
+}
+fn ld8_q(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenQ) && part_ < 2u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let part = min(part_, 1u);
+  let at = base_q + row * P.q_s;
+  return select(vec4<u32>(0u), q[(at >> 3u) + part], inside);
+}
+fn ld8_k(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenK) && part_ < 2u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let part = min(part_, 1u);
+  let at = base_k + row * P.k_s;
+  return select(vec4<u32>(0u), k[(at >> 3u) + part], inside);
+}
+fn ld8_v(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenK) && part_ < 2u;
+  let row = min(row_, u32(atLenK) - 1u);
+  let part = min(part_, 1u);
+  let at = base_v + row * P.v_s;
+  return select(vec4<u32>(0u), v[(at >> 3u) + part], inside);
+}
+fn ld8_dOut(row_: u32, part_: u32) -> vec4<u32> {
+  let inside = row_ < u32(atLenQ) && part_ < 2u;
+  let row = min(row_, u32(atLenQ) - 1u);
+  let part = min(part_, 1u);
+  let at = base_dOut + row * P.out_s;
+  return select(vec4<u32>(0u), dOut[(at >> 3u) + part], inside);
+}
+fn tw_to_f16(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  let sign = (u >> 16u) & 0x8000u;
+  let a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) { return sign | 0x7e00u; }
+  if (a >= 0x477ff000u) { return sign | 0x7c00u; }
+  if (a < 0x38800000u) {
+    let shift = min(126u - (a >> 23u), 31u);
+    let m = (a & 0x7fffffu) | 0x800000u;
+    let half = m >> shift;
+    let rest = m & ((1u << shift) - 1u);
+    let tie = 1u << (shift - 1u);
+    return sign | (half + select(0u, 1u, rest > tie || (rest == tie && (half & 1u) == 1u)));
+  }
+  return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13u) & 1u)) >> 13u);
+}
+fn st_dq(row: u32, quad: u32, x: vec4<f32>) {
+  if (row >= u32(atLenQ) || quad >= 4u) { return; }
+  let at = base_dq + row * P.q_s;
+  dq[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
+}
+struct Memory {
+@align(16) scores: array<f32, 1536>,
+@align(16) second: array<f32, 1536>,
+@align(16) shares: array<f16, 1536>,
+@align(16) stagedS: array<f16, 384>,
+@align(16) stagedT: array<f16, 384>,
+@align(16) poison: atomic<u32>,
+}
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) subgroupSize: u32, @builtin(subgroup_invocation_id) lane: u32) {
+  let b = group.z + P.firstB;
+  let h = group.x + P.firstH;
+  let hkv = h / P.group;
+  let bh = b * P.Hq + h;
+  atH = i32(h);
+  let qStart = u32(tables[b * 4u]);
+  let lenQ = u32(tables[b * 4u + 1u]);
+  let kStart = u32(tables[b * 4u + 2u]);
+  let lenK = u32(tables[b * 4u + 3u]);
+  atB = i32(b);
+  atLenQ = i32(lenQ);
+  atLenK = i32(lenK);
+  let first = (groups.y - 1u - group.y) * 64u;
+  if (first >= lenQ) { return; }
+  let q0 = first;
+  let sub = min(subgroup, 3u);
+  let ln = min(lane, 31u);
+  let tid = sub * 32u + ln;
+  let part = ln % 2u * 4u;
+  let own_0 = sub * 16u + 0u + ln / 2u;
+  let cell_0 = own_0 * 24u + part;
+  let half_0 = own_0 * 24u + part;
+  // quads c, c + 2, ... of the columns are this lane's
+  let c = part / 4u;
+  base_q = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  base_dOut = b * P.out_b + h * P.out_h + qStart * P.out_s - P.out_from;
+  base_dq = b * P.q_b + h * P.q_h + qStart * P.q_s - P.q_from;
+  {
+    var ar_0: vec4<u32>;
+    ar_0 = ld8_q(first + tid / 2u, tid % 2u);
+    workgroupBarrier(); // the place's last readers are done
+    {
+      let at = tid / 2u * 24u + tid % 2u * 8u;
+      let h_0 = bitcast<vec2<f16>>(ar_0[0]);
+      w.shares[at + 0u] = h_0.x;
+      w.shares[at + 1u] = h_0.y;
+      let h_1 = bitcast<vec2<f16>>(ar_0[1]);
+      w.shares[at + 2u] = h_1.x;
+      w.shares[at + 3u] = h_1.y;
+      let h_2 = bitcast<vec2<f16>>(ar_0[2]);
+      w.shares[at + 4u] = h_2.x;
+      w.shares[at + 5u] = h_2.y;
+      let h_3 = bitcast<vec2<f16>>(ar_0[3]);
+      w.shares[at + 6u] = h_3.x;
+      w.shares[at + 7u] = h_3.y;
+    }
+  }
+  workgroupBarrier(); // these columns are visible
+  let a_0_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 384u + 0u, 24u);
+  {
+    var br_0: vec4<u32>;
+    br_0 = ld8_dOut(first + tid / 2u, tid % 2u);
+    workgroupBarrier(); // the place's last readers are done
+    {
+      let at = tid / 2u * 24u + tid % 2u * 8u;
+      let h_0 = bitcast<vec2<f16>>(br_0[0]);
+      w.shares[at + 0u] = h_0.x;
+      w.shares[at + 1u] = h_0.y;
+      let h_1 = bitcast<vec2<f16>>(br_0[1]);
+      w.shares[at + 2u] = h_1.x;
+      w.shares[at + 3u] = h_1.y;
+      let h_2 = bitcast<vec2<f16>>(br_0[2]);
+      w.shares[at + 4u] = h_2.x;
+      w.shares[at + 5u] = h_2.y;
+      let h_3 = bitcast<vec2<f16>>(br_0[3]);
+      w.shares[at + 6u] = h_3.x;
+      w.shares[at + 7u] = h_3.y;
+    }
+  }
+  workgroupBarrier(); // these columns are visible
+  let b_0_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 384u + 0u, 24u);
+  var ds_0_0 = subgroup_matrix_result<f32, 16, 16>();
+  base_k = b * P.k_b + hkv * P.k_h + kStart * P.k_s - P.k_from;
+  base_v = b * P.v_b + hkv * P.v_h + kStart * P.v_s - P.v_from;
+  lseBase = b * P.lse_b + h * P.lse_h + qStart * P.lse_s;
+  let q_0 = i32(q0 + own_0);
+  let row_0 = row_at(q_0);
+  let lse_0 = row_0.x;
+  let delta_0 = row_0.y;
+  let runRow = P.qRowsAt + b * P.qRunsB + h * P.qRunsH + first / 64u;
+  let lastRun = u32(tables[runRow + 1u]);
+  var run = u32(tables[runRow]);
+  var next = 0u;
+  var runEnd = 0u;
+  var nextPartial = false;
+  var more = run < lastRun;
+  if (more) {
+    let runAt = P.qRunsAt + 3u * run;
+    next = u32(tables[runAt]);
+    runEnd = u32(tables[runAt + 1u]);
+    nextPartial = tables[runAt + 2u] != 0;
+  }
+  if (more) {
+    var sr_0: vec4<u32>;
+    var tr_0: vec4<u32>;
+    sr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    tr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    for (;;) {
+      let k0 = next * 16u;
+      let partial = nextPartial;
+      workgroupBarrier(); // the staged rows' last readers are done
+      if (tid < 32u) {
+        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+        let h_0 = bitcast<vec2<f16>>(sr_0[0]);
+        w.stagedS[at + 0u] = h_0.x;
+        w.stagedS[at + 1u] = h_0.y;
+        let h_1 = bitcast<vec2<f16>>(sr_0[1]);
+        w.stagedS[at + 2u] = h_1.x;
+        w.stagedS[at + 3u] = h_1.y;
+        let h_2 = bitcast<vec2<f16>>(sr_0[2]);
+        w.stagedS[at + 4u] = h_2.x;
+        w.stagedS[at + 5u] = h_2.y;
+        let h_3 = bitcast<vec2<f16>>(sr_0[3]);
+        w.stagedS[at + 6u] = h_3.x;
+        w.stagedS[at + 7u] = h_3.y;
+      }
+      if (tid < 32u) {
+        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+        let h_0 = bitcast<vec2<f16>>(tr_0[0]);
+        w.stagedT[at + 0u] = h_0.x;
+        w.stagedT[at + 1u] = h_0.y;
+        let h_1 = bitcast<vec2<f16>>(tr_0[1]);
+        w.stagedT[at + 2u] = h_1.x;
+        w.stagedT[at + 3u] = h_1.y;
+        let h_2 = bitcast<vec2<f16>>(tr_0[2]);
+        w.stagedT[at + 4u] = h_2.x;
+        w.stagedT[at + 5u] = h_2.y;
+        let h_3 = bitcast<vec2<f16>>(tr_0[3]);
+        w.stagedT[at + 6u] = h_3.x;
+        w.stagedT[at + 7u] = h_3.y;
+      }
+      if (nextPartial && any(((((sr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u))) != vec4<u32>(0u))) { atomicStore(&w.poison, 1u); }
+      next++;
+      if (next >= runEnd) {
+        run++;
+        more = run < lastRun;
+        if (more) {
+          let runAt = P.qRunsAt + 3u * run;
+          next = u32(tables[runAt]);
+          runEnd = u32(tables[runAt + 1u]);
+          nextPartial = tables[runAt + 2u] != 0;
+        }
+      }
+      sr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+      tr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+      workgroupBarrier(); // the staged rows are visible
+      {
+        var sm_0_0 = subgroup_matrix_result<f32, 16, 16>();
+        {
+          let a_0 = a_0_0;
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&w.stagedS, 0u, 24u);
+          sm_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, sm_0_0);
+        }
+        subgroupMatrixStore<row_major>(&w.scores, sub * 384u + 0u, sm_0_0, 24u);
+        var tm_0_0 = subgroup_matrix_result<f32, 16, 16>();
+        {
+          let a_0 = b_0_0;
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&w.stagedT, 0u, 24u);
+          tm_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, tm_0_0);
+        }
+        subgroupMatrixStore<row_major>(&w.second, sub * 384u + 0u, tm_0_0, 24u);
+      }
+      workgroupBarrier(); // scores and dP are visible to the lanes that own their rows
+      var s_0_0 = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+      var s_0_1 = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+      var t_0_0 = vec4<f32>(w.second[cell_0 + 0u], w.second[cell_0 + 1u], w.second[cell_0 + 2u], w.second[cell_0 + 3u]);
+      var t_0_1 = vec4<f32>(w.second[cell_0 + 8u], w.second[cell_0 + 9u], w.second[cell_0 + 10u], w.second[cell_0 + 11u]);
+      s_0_0 = exp2(s_0_0 * P.scaleLog2 - vec4<f32>(lse_0));
+      s_0_1 = exp2(s_0_1 * P.scaleLog2 - vec4<f32>(lse_0));
+      if (partial) {
+        s_0_0 = select(vec4<f32>(0.0), s_0_0, (inside4(q_0, i32(k0 + 4u * c + 0u)) & mask4(q_0, i32(k0 + 4u * c + 0u))));
+        s_0_1 = select(vec4<f32>(0.0), s_0_1, (inside4(q_0, i32(k0 + 4u * c + 8u)) & mask4(q_0, i32(k0 + 4u * c + 8u))));
+      } else if (k0 + 16u > lenK) {
+        s_0_0 = select(vec4<f32>(0.0), s_0_0, inside4(q_0, i32(k0 + 4u * c + 0u)));
+        s_0_1 = select(vec4<f32>(0.0), s_0_1, inside4(q_0, i32(k0 + 4u * c + 8u)));
+      }
+      {
+        t_0_0 = select(vec4<f32>(0.0), s_0_0 * (t_0_0 - delta_0), s_0_0 != vec4<f32>(0.0));
+      }
+      {
+        t_0_1 = select(vec4<f32>(0.0), s_0_1 * (t_0_1 - delta_0), s_0_1 != vec4<f32>(0.0));
+      }
+      {
+        let h = vec4<f16>(t_0_0);
+        w.shares[half_0 + 0u] = h[0];
+        w.shares[half_0 + 1u] = h[1];
+        w.shares[half_0 + 2u] = h[2];
+        w.shares[half_0 + 3u] = h[3];
+      }
+      {
+        let h = vec4<f16>(t_0_1);
+        w.shares[half_0 + 8u] = h[0];
+        w.shares[half_0 + 9u] = h[1];
+        w.shares[half_0 + 10u] = h[2];
+        w.shares[half_0 + 11u] = h[3];
+      }
+      workgroupBarrier(); // probabilities and score gradients are visible
+      var hurt = false;
+      if (partial) { hurt = workgroupUniformLoad(&w.poison) != 0u; }
+      if (hurt) {
+        subgroupMatrixStore<row_major>(&w.scores, sub * 384u + 0u, ds_0_0, 24u);
+        workgroupBarrier(); // the sums are visible to the lanes that own their rows
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_0 * 24u + j]);
+            let at = j * 24u + min(0u + part + 0u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.stagedS[at + 0u]), f32(w.stagedS[at + 1u]), f32(w.stagedS[at + 2u]), f32(w.stagedS[at + 3u])), x); }
+          }
+          w.scores[cell_0 + 0u] = x[0];
+          w.scores[cell_0 + 1u] = x[1];
+          w.scores[cell_0 + 2u] = x[2];
+          w.scores[cell_0 + 3u] = x[3];
+        }
+        {
+          var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+          for (var j = 0u; j < 16u; j++) {
+            let p = f32(w.shares[own_0 * 24u + j]);
+            let at = j * 24u + min(0u + part + 8u, 12u);
+            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.stagedS[at + 0u]), f32(w.stagedS[at + 1u]), f32(w.stagedS[at + 2u]), f32(w.stagedS[at + 3u])), x); }
+          }
+          w.scores[cell_0 + 8u] = x[0];
+          w.scores[cell_0 + 9u] = x[1];
+          w.scores[cell_0 + 10u] = x[2];
+          w.scores[cell_0 + 11u] = x[3];
+        }
+        workgroupBarrier(); // lanes are done with their rows
+        ds_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 384u + 0u, 24u);
+        workgroupBarrier(); // and so are the matrices
+      } else {
+        {
+          let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 384u + 0u, 24u);
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.stagedS, 0u, 24u);
+          ds_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, ds_0_0);
+        }
+      }
+      if (!more) { break; }
+    }
+  }
+  workgroupBarrier(); // the scores' place is free
+  subgroupMatrixStore<row_major>(&w.scores, sub * 384u + 0u, ds_0_0, 24u);
+  workgroupBarrier(); // the sums are visible to the lanes that own their rows
+  {
+    var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+    st_dq(first + own_0, (0u + part + 0u) / 4u, x * P.scale);
+  }
+  {
+    var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+    st_dq(first + own_0, (0u + part + 8u) / 4u, x * P.scale);
+  }
+  workgroupBarrier(); // lanes are done with their rows
+}
