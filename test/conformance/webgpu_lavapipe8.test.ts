@@ -1,3 +1,3 @@
 import { runSoftware } from './software.ts';
 
-await runSoftware({ driver: 'lavapipe', lanes: 8, every: 8 });
+await runSoftware({ driver: 'lavapipe', lanes: 8, every: 24 });

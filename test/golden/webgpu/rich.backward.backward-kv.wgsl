@@ -65,11 +65,9 @@ fn mask1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> b
   return t5;
 }
 fn mask4(q: i32, kv: i32) -> vec4<bool> {
-  return vec4<bool>(
-    mask1(0.0, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mask1(0.0, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mask1(0.0, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mask1(0.0, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+  var four = vec4<bool>();
+  for (var e = 0; e < 4 * min(atLenQ, 1); e++) { four[e] = mask1(0.0, atB, atH, min(q + e, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK); }
+  return four;
 }
 fn inside4(q: i32, kv: i32) -> vec4<bool> {
   return (vec4<i32>(q) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenQ)) & vec4<bool>(kv < atLenK);
@@ -97,11 +95,9 @@ fn mod1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> f3
   return t11;
 }
 fn mod4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
-  return vec4<f32>(
-    mod1(s.x, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mod1(s.y, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mod1(s.z, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    mod1(s.w, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+  var four = vec4<f32>();
+  for (var e = 0; e < 4 * min(atLenQ, 1); e++) { four[e] = mod1(s[e], atB, atH, min(q + e, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK); }
+  return four;
 }
 fn slope1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> f32 {
   let t0 = (score * 0.05000000074505806f);
@@ -113,11 +109,9 @@ fn slope1(score: f32, b: i32, h: i32, q: i32, kv: i32, lenQ: i32, lenK: i32) -> 
   return t5;
 }
 fn slope4(s: vec4<f32>, q: i32, kv: i32) -> vec4<f32> {
-  return vec4<f32>(
-    slope1(s.x, atB, atH, min(q + 0, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    slope1(s.y, atB, atH, min(q + 1, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    slope1(s.z, atB, atH, min(q + 2, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK),
-    slope1(s.w, atB, atH, min(q + 3, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK));
+  var four = vec4<f32>();
+  for (var e = 0; e < 4 * min(atLenQ, 1); e++) { four[e] = slope1(s[e], atB, atH, min(q + e, atLenQ - 1), min(kv, atLenK - 1), atLenQ, atLenK); }
+  return four;
 }
 fn tw_mulhi(a: u32, b: u32) -> u32 {
   let al = a & 0xffffu;

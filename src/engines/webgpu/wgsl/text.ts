@@ -16,14 +16,23 @@ export function float(x: number): string {
 
 export const XYZW = ['x', 'y', 'z', 'w'] as const;
 
+/** A function of four positions, written out: see `quad` in kernels/scores.ts. */
+const FOUR = /return vec4<(bool|f32)>\(\n\s*(\w+)\((s\.x|0\.0), (.*?) \+ 0(.*)\),\n.*\n.*\n.*\);/g;
+
 /**
- * The same shader with loops whose length is told at run time only. Drivers on processors unroll the others, and Mesa's then takes time
- * quadratic in the branches that every load becomes: ten times as long, minutes for one shader.
+ * The same shader with loops whose length is told at run time only, and loops for what is written out four times. Drivers on processors unroll
+ * and inline everything, and then take time quadratic in the branches that loads and divisions become: minutes for one shader.
  */
 export function keepLoops(code: string): string {
   const [helpers, main] = code.split('fn main(');
+  const looped = helpers.replace(FOUR, (_, type, each, score, before, after) => {
+    const given = score === 's.x' ? 's[e]' : score;
+    return `var four = vec4<${type}>();
+  for (var e = 0; e < 4 * min(atLenQ, 1); e++) { four[e] = ${each}(${given}, ${before} + e${after}); }
+  return four;`;
+  });
   const kept = main.replace(/(for \(var (\w+) = [^;]+; \2 < )(\d+u);/g, '$1$3 * once;');
-  return kept === main ? code : `${helpers}fn main(${kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n')}`;
+  return `${looped}fn main(${kept === main ? main : kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n')}`;
 }
 
 /**
