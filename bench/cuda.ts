@@ -312,7 +312,7 @@ async function main(): Promise<void> {
 /** The driver's own number, where the system tells. */
 function driverVersion(): string {
   try {
-    return /Module\D+([\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? '';
+    return /Module\s.*?\s(\d+\.[\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? '';
   } catch {
     return '';
   }
