@@ -151,7 +151,10 @@ function passesOf(problem: Problem, caps: WebGpuCaps): Pass[] {
         grid: (p, t, { heads, batches }) => [heads.kv, ceilDiv(p.Sk, rowsOf(t)), batches],
       });
   if (grads.q)
-    passes.push({ emit: emitQ, grid: (p, t, { heads, batches }) => [heads.q, ceilDiv(p.Sq, rowsOf(t)), batches] });
+    passes.push({
+      emit: (p, t) => emitQ(p, queryTile(t)),
+      grid: (p, t, { heads, batches }) => [heads.q, ceilDiv(p.Sq, rowsOf(queryTile(t))), batches],
+    });
   if (grads.sink) passes.push({ emit: sinkShader, grid: (p) => [p.Hq, 1, 1], once: true });
   passes.push(...sidePasses(problem));
   return passes;
