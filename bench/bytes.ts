@@ -13,6 +13,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { commit } from '../src/cli/machine.ts';
 import type { Pass } from '../src/engine/contract.ts';
 import { loadDriver } from '../src/engines/cuda/driver/library.ts';
 import { type CudaEngine, open } from '../src/engines/cuda/index.ts';
@@ -68,6 +69,7 @@ export interface BytesResults {
   readonly device: string;
   readonly driver: string;
   readonly date: string;
+  readonly commit?: string | null;
   readonly model: readonly {
     readonly name: string;
     readonly passes: readonly { readonly pass: Pass; readonly bytes?: number }[];
@@ -345,7 +347,12 @@ if (words[0] === 'inside') await runOnce(JSON.parse(words[1]) as Case[], out);
 else {
   const engine = await open();
   const { name, driver } = engine.device.info;
-  const results: Record<string, unknown> = { device: name, driver, date: new Date().toISOString() };
+  const results: Record<string, unknown> = {
+    device: name,
+    driver,
+    date: new Date().toISOString(),
+    commit: process.env.COMMIT ?? commit(),
+  };
   results.model = predictions(engine, BYTES);
   await engine.close();
   const save = (): void => writeFileSync(out, JSON.stringify(results));

@@ -21,7 +21,7 @@ const STEPS: readonly (readonly [name: string, ...command: string[]])[] = [
   ],
   ['bundle size', node, '.build/tools/check_bundle.js'],
   ['docs examples', node, '.build/tools/check_docs.js'],
-  ['tables of results', node, '.build/tools/results.js', '--check', 'README.md', 'docs/results.md'],
+  ['tables of results', node, '.build/tools/results.js', '--check', 'README.md', 'docs/results.md', 'docs/kernels.md'],
 ];
 /** The tests come first or alone: `npm run ok -- --no-tests` is for CI, which runs `npm test` by itself before. */
 const tests: readonly (readonly [string, ...string[]])[] = process.argv.includes('--no-tests')

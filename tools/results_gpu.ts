@@ -148,6 +148,15 @@ function float32(): string {
   return table(head, body, source(results));
 }
 
+/** What a call costs the host when its plan is known. */
+function host(): string {
+  const results = readGpu();
+  const us = (x: number | undefined): string => x?.toFixed(1) ?? '';
+  const { prepare, run, call } = results.host ?? {};
+  const head = ['us of the host', 'find the program', 'queue its launch', 'the whole of attention(q, k, v)'];
+  return table(head, [['B=1 H=8 N=128 D=64', us(prepare), us(run), us(call)]], source(results));
+}
+
 const size = (bytes: number): string => {
   const units = ['B', 'KB', 'MB', 'GB', 'TB'];
   const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(bytes, 1)) / 3));
@@ -158,7 +167,7 @@ const PAPER = 'B=64 H=16 N=1024 D=64 full';
 
 /** Bytes through the card's memory by its counters. */
 function bytes(): string {
-  const { device, driver, date, model, bytes: moved } = readBytes();
+  const { device, driver, date, commit, model, bytes: moved } = readBytes();
   const body = model.flatMap(({ name, passes }) =>
     passes.map(({ pass, bytes: predicted }) => {
       const of = (who: string) => moved.find((m) => m.name === name && m.pass === pass && m.who === who);
@@ -188,13 +197,13 @@ function bytes(): string {
   return table(
     head,
     body,
-    `${said} ${device}, driver for CUDA ${driver}; Nsight Compute's dram__bytes; ${date.slice(0, 10)}.`,
+    `${said} ${device}, driver for CUDA ${driver}; Nsight Compute's dram__bytes; commit ${commit}; ${date.slice(0, 10)}.`,
   );
 }
 
 /** Memory held beyond the operands. */
 function memory(): string {
-  const { device, driver, date, memory: rows } = readBytes();
+  const { device, driver, date, commit, memory: rows } = readBytes();
   const lengths = [...new Set(rows.map((r) => r.N))];
   const body = lengths.map((n) => {
     const own = rows.find((r) => r.N === n && r.operands !== undefined);
@@ -222,7 +231,7 @@ function memory(): string {
   ];
   const foot =
     'Forward and backward, bfloat16. The driver hands memory out in pieces of 2 MB. In brackets: its two matrices by size, where they were not tried.';
-  return table(head, body, `${foot} ${device}, driver for CUDA ${driver}; ${date.slice(0, 10)}.`);
+  return table(head, body, `${foot} ${device}, driver for CUDA ${driver}; commit ${commit}; ${date.slice(0, 10)}.`);
 }
 
 const PURPOSES = [
@@ -238,22 +247,22 @@ const PURPOSES = [
 
 /** Where the warps that compute are found, by sampling. */
 function cycles(): string {
-  const { device, date, stalls = [] } = readBytes();
+  const { device, date, commit, stalls = [] } = readBytes();
   const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
   const body = stalls
-    .filter((s) => s.function !== 'backward_delta')
+    .filter((s) => s.function !== 'backward_delta' && !s.name?.includes('causal'))
     .map((s) => {
       const tensor = s.counters['sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active'];
       const shares = PURPOSES.map((p) => s.shares[p] ?? 0);
       const rest = 1 - shares.reduce((sum, x) => sum + x, 0);
       return [
-        `${s.function}, ${s.name?.replace(/^.*(D=\d+)/, '$1')}`,
+        `${s.function}, ${/D=\d+/.exec(s.name ?? '')?.[0]}`,
         tensor === undefined ? '' : `${tensor.toFixed(0)} %`,
         ...[...shares, rest].map(percent),
       ];
     });
   const head = ['kernel', 'tensor core active', ...PURPOSES, 'masks and control'];
-  const foot = `N=8192, 16k tokens, hidden size 2048. ${device}; Nsight Compute's samples of the computing warps by the instruction they are at; ${date.slice(0, 10)}.`;
+  const foot = `N=8192, 16k tokens, hidden size 2048. ${device}; Nsight Compute's samples of the computing warps by the instruction they are at; commit ${commit}; ${date.slice(0, 10)}.`;
   return table(head, body, foot);
 }
 
@@ -266,6 +275,7 @@ export const GPU_TABLES: Readonly<Record<string, () => string>> = {
   'cuda-mods': mods,
   'cuda-decode': decode,
   'cuda-f32': float32,
+  'cuda-host': host,
   'cuda-bytes': bytes,
   'cuda-memory': memory,
   'cuda-cycles': cycles,
