@@ -52,8 +52,8 @@ export interface WebGpuRow {
   readonly ms: number;
   /** Of what the mask keeps: 2 pairs (D + Dv) forward, 2 pairs (3 D + 2 Dv) backward. */
   readonly tflops: number;
-  /** Largest difference of an output from the first tier's. */
-  readonly difference: number;
+  /** Largest difference of an output from the first tier's; null when that one could not be trusted. */
+  readonly difference: number | null;
   /** Share of all pairs that the mask keeps. */
   readonly density: number;
   /** Terabytes of K and V read a second, or copied (read and written) a second. */
@@ -74,6 +74,8 @@ export interface WebGpuResults {
   readonly what: string;
   readonly date: string;
   readonly commit: string | null;
+  /** What a reader of the rows should know, added by hand. */
+  readonly note?: string;
   readonly device: string;
   readonly features: Readonly<Record<string, unknown>>;
   readonly rows: WebGpuRow[];

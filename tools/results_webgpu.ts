@@ -10,14 +10,14 @@ const read = (): WebGpuResults => {
 
 type Cells = readonly string[];
 
-function table(head: Cells, body: readonly Cells[], { device, commit, date }: WebGpuResults): string {
+function table(head: Cells, body: readonly Cells[], { device, commit, date, note }: WebGpuResults): string {
   // Columns that nobody fills are left out.
   const used = head.map((_, i) => body.some((line) => line[i] !== ''));
   const lines = [head, head.map(() => '---'), ...body].map(
     (line) => `| ${line.filter((_, i) => used[i]).join(' | ')} |`,
   );
   const foot = `${device}; Dawn; onnxruntime's WebGPU kernels in the same run; commit ${commit ?? '?'}; ${date}; medians.`;
-  return ['', ...lines, '', foot, ''].join('\n');
+  return ['', ...lines, '', note === undefined ? foot : `${foot} ${note}`, ''].join('\n');
 }
 
 const TIERS = ['base', 'subgroup', 'matrix'] as const;
