@@ -9,7 +9,7 @@ import { browserTest, call, openPage, ROOT } from './chromium.ts';
 let page: Promise<Page> | undefined;
 
 const title = 'webgpu, Chromium';
-for (const { id } of turnOf(title, CASES, 3))
+for (const { id } of turnOf(title, CASES, 6))
   browserTest(`${title}: ${id}`, async () => {
     page ??= openPage(ROOT, '/test/browser/page.js', false);
     const { results, left } = await call(await page, 'conforms', id);

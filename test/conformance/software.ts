@@ -10,7 +10,7 @@ import { missing } from '../missing.ts';
 import { runConfigurations, runTable, type TableOptions } from './table.ts';
 
 export interface SoftwareDevice
-  extends Pick<TableOptions, 'every' | 'open' | 'variant'>,
+  extends Pick<TableOptions, 'every' | 'light' | 'open' | 'variant'>,
     Partial<Pick<TableOptions, 'mayRefuse'>> {
   readonly driver: keyof typeof DRIVERS;
   /** Size of a subgroup, and how many lanes lavapipe is told to use; 0 where `open` does without subgroups. */
@@ -63,6 +63,7 @@ export async function runSoftware({
   open = {},
   variant,
   every,
+  light,
   mayRefuse = /^f64:/,
 }: SoftwareDevice): Promise<void> {
   const title = variant === undefined ? `${driver}, subgroups of ${lanes}` : `${driver}, ${variant}`;
@@ -72,6 +73,6 @@ export async function runSoftware({
     return;
   }
   const options: WebGpuOptions = { adapter: DRIVERS[driver].named, ...open };
-  await runTable('webgpu', { mayRefuse, open: options, variant: title, every, lanes });
+  await runTable('webgpu', { mayRefuse, open: options, variant: title, every, light, lanes });
   if (configurations !== undefined) await runConfigurations('webgpu', { open: options, every: configurations });
 }

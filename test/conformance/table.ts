@@ -19,6 +19,8 @@ export interface TableOptions {
   readonly quick?: boolean;
   /** One case in so many, by turns: see `TURN`. 1, the default, is all of them. */
   readonly every?: number | undefined;
+  /** Only cases without gradients, unless everything runs: for devices that take a minute to compile backward. */
+  readonly light?: boolean | undefined;
   /** What the size of the device's subgroups must be, 0 for none. */
   readonly lanes?: number;
 }
@@ -62,7 +64,7 @@ async function opened(name: EngineName, what: string, options: object): Promise<
 /** Runs the conformance table on an engine, a test a case. */
 export async function runTable(
   name: EngineName,
-  { mayRefuse, open = {}, variant, unless, quick, every = 0, lanes }: TableOptions,
+  { mayRefuse, open = {}, variant, unless, quick, light, every = 0, lanes }: TableOptions,
 ): Promise<void> {
   const title = variant === undefined ? name : `${name}, ${variant}`;
   const engine = await opened(name, `conformance: ${title}`, open);
@@ -78,7 +80,7 @@ export async function runTable(
     });
   for (const one of turnOf(
     title,
-    CASES.filter((c) => quick !== true || c.quick),
+    CASES.filter((c) => (quick !== true || c.quick) && (light !== true || WHOLE || c.spec.noGrads === true)),
     every,
   ))
     test(`${title}: ${one.id}`, async (t) => {

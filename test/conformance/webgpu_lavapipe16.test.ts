@@ -1,3 +1,3 @@
 import { runSoftware } from './software.ts';
 
-await runSoftware({ driver: 'lavapipe', lanes: 16, every: 120 });
+await runSoftware({ driver: 'lavapipe', lanes: 16, every: 12, light: true });

@@ -43,7 +43,7 @@ async function runMatrices(): Promise<void> {
     kernels.filter((k) => (k.pass === 'forward' || problem.grads !== null) && k.refuse(problem, engine.caps) === null);
   const cases = CASES.filter(({ id, spec }) => served(instantiate(id, spec).problem).length > 0);
   assert.ok(cases.length > 0);
-  for (const one of turnOf(title, cases, 6))
+  for (const one of turnOf(title, cases, 12))
     test(`${title}: ${one.id}`, async (t) => {
       for (const kernel of served(instantiate(one.id, one.spec).problem)) {
         const [config] = kernel.configs(instantiate(one.id, one.spec).problem, engine.caps);

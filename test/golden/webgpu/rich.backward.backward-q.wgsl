@@ -447,13 +447,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.w, t_1_0.w, t_2_0.w, t_3_0.w);
           }
           arena[160u + tid] = dqx_0_0;
-          if (partial && any((bitcast<vec4<u32>>(dqx_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 32u)] = dqx_1_0;
-          if (partial && any((bitcast<vec4<u32>>(dqx_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 64u)] = dqx_2_0;
-          if (partial && any((bitcast<vec4<u32>>(dqx_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 96u)] = dqx_3_0;
-          if (partial && any((bitcast<vec4<u32>>(dqx_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           workgroupBarrier(); // P and the staged rows are visible
           if (atomicLoad(&poison) != 0u) {
             for (var j = 0u; j < 16u * once; j++) {

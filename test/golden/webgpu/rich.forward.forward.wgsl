@@ -378,13 +378,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.w, s_1_0.w, s_2_0.w, s_3_0.w);
           }
           arena[160u + tid] = ox_0_0;
-          if (partial && any((bitcast<vec4<u32>>(ox_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(ox_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 32u)] = ox_1_0;
-          if (partial && any((bitcast<vec4<u32>>(ox_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(ox_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 64u)] = ox_2_0;
-          if (partial && any((bitcast<vec4<u32>>(ox_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(ox_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           arena[160u + (tid + 96u)] = ox_3_0;
-          if (partial && any((bitcast<vec4<u32>>(ox_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&poison, 1u); }
+          atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(ox_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           workgroupBarrier(); // P and the staged rows are visible
           if (atomicLoad(&poison) != 0u) {
             for (var j = 0u; j < 16u * once; j++) {

@@ -19,9 +19,13 @@ export const XYZW = ['x', 'y', 'z', 'w'] as const;
 /** A function of four positions, written out: see `quad` in kernels/scores.ts. */
 const FOUR = /return vec4<(bool|f32)>\(\n\s*(\w+)\((s\.x|0\.0), (.*?) \+ 0(.*)\),\n.*\n.*\n.*\);/g;
 
+/** Raising a flag, one branch a vector: see `accumulate` in kernels/tile.ts. */
+const RAISED = /if \((\w+) && any\((.*)\)\) \{ atomicStore\(&(\w+), 1u\); \}/g;
+
 /**
- * The same shader with loops whose length is told at run time only, and loops for what is written out four times. Drivers on processors unroll
- * and inline everything, and then take time quadratic in the branches that loads and divisions become: minutes for one shader.
+ * The same shader with loops whose length is told at run time only, loops for what is written out four times, and flags without branches.
+ * Drivers on processors unroll and inline everything, and then take time quadratic in the branches that loads, divisions and conditions
+ * become: minutes for one shader.
  */
 export function keepLoops(code: string): string {
   const [helpers, main] = code.split('fn main(');
@@ -31,8 +35,10 @@ export function keepLoops(code: string): string {
   for (var e = 0; e < 4 * min(atLenQ, 1); e++) { four[e] = ${each}(${given}, ${before} + e${after}); }
   return four;`;
   });
-  const kept = main.replace(/(for \(var (\w+) = [^;]+; \2 < )(\d+u);/g, '$1$3 * once;');
-  return `${looped}fn main(${kept === main ? main : kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n')}`;
+  const kept = main
+    .replace(RAISED, (_, when, what, flag) => `atomicOr(&${flag}, u32(${when} & any(${what})));`)
+    .replace(/(for \(var (\w+) = [^;]+; \2 < )(\d+u);/g, '$1$3 * once;');
+  return `${looped}fn main(${kept.includes('* once;') ? kept.replace('{\n', '{\n  let once = min(groups.z, 1u);\n') : kept}`;
 }
 
 /**
