@@ -10,7 +10,7 @@ const read = (): WebGpuResults => {
 
 type Cells = readonly string[];
 
-function table(head: Cells, body: readonly Cells[], { device, commit, date, note }: WebGpuResults): string {
+function table(head: Cells, body: readonly Cells[], { device, commit, date }: WebGpuResults, note?: string): string {
   // Columns that nobody fills are left out.
   const used = head.map((_, i) => body.some((line) => line[i] !== ''));
   const lines = [head, head.map(() => '---'), ...body].map(
@@ -66,7 +66,7 @@ function backward(): string {
       return own === undefined || of === undefined ? '' : `${own.toFixed(1)} (${(own / of).toFixed(2)})`;
     }),
   ]);
-  return table(["TFLOP/s (of forward's)", ...TIERS], body, results);
+  return table(["TFLOP/s (of forward's)", ...TIERS], body, results, results.note);
 }
 
 function others(): string {
