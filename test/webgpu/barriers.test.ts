@@ -1,6 +1,6 @@
 /**
  * Every barrier of the emitted WGSL is needed: without it some case of the conformance table fails on SwiftShader, which runs the subgroups of a
- * workgroup one after the other from barrier to barrier. A share of them a day: see `TURN`.
+ * workgroup one after the other from barrier to barrier. A share of them: see `TURN`.
  */
 import assert from 'node:assert/strict';
 import test from 'node:test';
