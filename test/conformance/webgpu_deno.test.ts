@@ -31,7 +31,7 @@ else {
   const cases = turnOf(
     title,
     CASES.filter(({ id }) => !id.startsWith('f64:')),
-    16,
+    32,
   );
   const script = join(here, `deno_table.${compiled ? 'js' : 'ts'}`);
   const child = spawn(deno, ['run', '-A', script, ...cases.map(({ id }) => id)], {

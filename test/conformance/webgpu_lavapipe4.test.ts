@@ -1,3 +1,3 @@
 import { runSoftware } from './software.ts';
 
-await runSoftware({ driver: 'lavapipe', lanes: 4, every: 8 });
+await runSoftware({ driver: 'lavapipe', lanes: 4, every: 16 });

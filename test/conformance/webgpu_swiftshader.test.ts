@@ -11,7 +11,7 @@ const FLOOR = {
   },
 };
 
-await runSoftware({ driver: 'SwiftShader', lanes: 4, every: 2, configurations: 24 });
+await runSoftware({ driver: 'SwiftShader', lanes: 4, every: 4, configurations: 24 });
 // Backward of two tensors in masks and mods binds nine buffers.
 const mayRefuse = /^f64:|composed|custom-loads|documents-two/;
 await runSoftware({ driver: 'SwiftShader', lanes: 0, every: 16, open: FLOOR, variant: 'the floor', mayRefuse });
