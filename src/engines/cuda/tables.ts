@@ -43,11 +43,11 @@ export class Tables {
     return problem.kv.kind === 'paged' ? this.array(problem.kv.table) : 0;
   }
 
-  /** Words that are zero at first, for as long as `owner` lives; each use leaves them zero. */
-  counters(owner: object): number {
+  /** At least `count` words that are zero at first, for as long as `owner` lives; each use leaves them zero. */
+  counters(owner: object, count = 4): number {
     let words = this.owned.get(owner);
-    if (words === undefined) {
-      words = new Int32Array(4);
+    if (words === undefined || words.length < count) {
+      words = new Int32Array(2 ** Math.ceil(Math.log2(Math.max(count, 4))));
       this.owned.set(owner, words);
     }
     return this.array(words);

@@ -15,10 +15,11 @@ import { gradientTiles } from './gradient.ts';
 import { loaderOf, STAGES, strided, tileBytes } from './loader.ts';
 import { take } from './parameters.ts';
 import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
+import { accumulate, leftOf, multiply, ownBlock } from './products.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
-import { blocksIn, walkAll, walkBlocks } from './walk.ts';
+import { walkOf } from './walk.ts';
 
 /** Which of the two a program computes: both do not fit the registers for wide heads. */
 export interface KeyOutputs {
@@ -48,9 +49,7 @@ export function emitKeys(problem: Problem, tile: BackwardTile, outputs: KeyOutpu
   const place = placeOf(asm, spec, asm.special('ctaid.z'));
   const p = take(asm, 'q', 'qB', 'qH', 'qS', 'dOut', 'outB', 'outH', 'outS', 'lse2', 'delta', 'lseB', 'lseH', 'lseS');
   const w = take(asm, 'rowStart', 'runs', 'runB', 'runH', 'scale', 'scaleLog2', 'reverse');
-  const ascending = asm.special('ctaid.x');
-  const descending = asm.op('sub.s32', asm.op('sub.s32', asm.special('nctaid.x'), 1), ascending);
-  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', w.reverse, 0));
+  const block = ownBlock(asm, w.reverse);
   const kv0 = asm.op('mul.lo.s32', block, blockK);
   const end = asm.label('end');
   asm.branch(end, asm.op('setp.lt.s32', kv0, place.lenK), { negate: true });
@@ -73,19 +72,8 @@ export function emitKeys(problem: Problem, tile: BackwardTile, outputs: KeyOutpu
   loaderOf(asm, tileK, threads, thread).reader(source.k).load(sK, kv0, place.lenK);
   if (sV !== null) loaderOf(asm, tileV, threads, thread).reader(source.v).load(sV, kv0, place.lenK);
 
-  const walk =
-    spec.mask === null
-      ? walkAll(asm, spec.group, blocksIn(asm, place.lenQ, blockQ))
-      : walkBlocks(asm, {
-          rowStart: asm.op(
-            'add.s64',
-            w.rowStart,
-            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h0, w.runH, block)), 4),
-          ),
-          runs: w.runs,
-          rows: spec.group,
-          rowStride: w.runH,
-        });
+  const owned = { b: place.b, head: h0, block, heads: spec.group };
+  const walk = walkOf(asm, spec.mask !== null, w, owned, place.lenQ, blockQ);
   const stage = asm.constant('b32', 0);
   const qRows = queryRows(asm, spec, place, h0, p.q, { b: p.qB, h: p.qH, s: p.qS });
   const oRows = queryRows(asm, spec, place, h0, p.dOut, { b: p.outB, h: p.outH, s: p.outS });
@@ -161,27 +149,16 @@ export function emitKeys(problem: Problem, tile: BackwardTile, outputs: KeyOutpu
   cpAsyncCommit(asm);
 
   asm.stage('scores: S^T = K Q^T');
-  const product = (left: typeof viewK, right: typeof viewQ, columns: number): Tile[][] => {
-    const tiles = zeroTiles(asm, m, blockQ);
-    for (let k = 0; k < columns / arithmetic.kStep; k++) {
-      const a = Array.from({ length: m }, (_, i) => left.a(i, k));
-      for (let n = 0; n < blockQ / 16; n++)
-        right.b(n, k).forEach((b, j) => {
-          for (let i = 0; i < m; i++) arithmetic.mma(tiles[i][2 * n + j], a[i], b);
-        });
-    }
-    return tiles;
-  };
-  const scores = product(viewK, viewQ, spec.padD);
+  const scores = multiply(asm, arithmetic, leftOf(viewK, m), m, viewQ, blockQ, spec.padD);
   let dP: Tile[][] | null = null;
   if (viewV !== null) {
     asm.stage('dP^T = V dOut^T');
-    dP = product(viewV, viewO, spec.padDv);
+    dP = multiply(asm, arithmetic, leftOf(viewV, m), m, viewO, blockQ, spec.padDv);
   }
   const q0 = asm.op('mul.lo.s32', here, blockQ);
   const tail = asm.op('setp.gt.s32', asm.op('add.s32', q0, blockQ), place.lenQ);
 
-  const accumulate = (edge: boolean): void => {
+  const addBlock = (edge: boolean): void => {
     asm.stage('P^T and dS^T');
     const columns = usesPositions ? columnPositions(asm, q0, lanes.t, blockQ / 8) : [];
     const grid = { rowsAre: 'kv', rows: kvPositions, columns, head: h } as const;
@@ -196,32 +173,23 @@ export function emitKeys(problem: Problem, tile: BackwardTile, outputs: KeyOutpu
       lse2: (_, c) => lse2[c],
       delta: (_, c) => delta[c],
     });
-    const add = (into: Tile[][], left: Tile[][], right: typeof viewQ, columnCount: number): void => {
-      for (let k = 0; k < blockQ / arithmetic.kStep; k++) {
-        const a = left.map((tiles) => arithmetic.fromTiles(tiles, k));
-        for (let n = 0; n < columnCount / 16; n++)
-          right.bt(k, n).forEach((b, j) => {
-            for (let i = 0; i < m; i++) arithmetic.mma(into[i][2 * n + j], a[i], b);
-          });
-      }
-    };
     if (outputs.v) {
       asm.stage('dV += P^T dOut');
-      add(dV, probabilities, viewO, spec.padDv);
+      accumulate(arithmetic, dV, probabilities, viewO, blockQ, spec.padDv);
     }
     if (outputs.k) {
       asm.stage('dK += dS^T Q');
-      add(dK, dScore, viewQ, spec.padD);
+      accumulate(arithmetic, dK, dScore, viewQ, blockQ, spec.padD);
     }
   };
   // Queries past the end are zeros with lse2 and delta of zero: without a modifier they add nothing.
-  if (spec.mask === null && spec.mod === null) accumulate(false);
+  if (spec.mask === null && spec.mod === null) addBlock(false);
   else {
     const edge = asm.op('or.pred', tail, asm.op('setp.ne.s32', partial, 0));
     asm.if(
       edge,
-      () => accumulate(true),
-      () => accumulate(false),
+      () => addBlock(true),
+      () => addBlock(false),
     );
   }
   asm.branch(loop);

@@ -22,6 +22,7 @@ import type { KernelText } from '../ptx/assembler.ts';
 import { emitKeys, type KeyOutputs, keysSharedBytes } from './backward_keys.ts';
 import { emitQueries, queriesSharedBytes } from './backward_queries.ts';
 import { type Arguments, fill } from './parameters.ts';
+import { keysRefusal } from './place.ts';
 import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
 import { emitSideFinish, SIDE_FINISH_THREADS, type SideGradient } from './sides.ts';
 import { type Spec, specOf } from './spec.ts';
@@ -85,7 +86,7 @@ const config = (keys: Tile, queries: Tile, together = true, hold = false): Backw
 function candidates(spec: Spec): BackwardConfig[] {
   const widest = Math.max(spec.padD, spec.padDv);
   if (spec.storage === 'f32') {
-    if (widest <= 64) return [config([16, 64, 4, 1], [64, 32, 4, 1]), config([16, 64, 4, 1], [64, 16, 4, 1])];
+    if (widest <= 64) return [config([16, 64, 4, 2], [64, 16, 4, 2])];
     if (widest <= 128)
       return [config([16, 64, 4, 1], [64, 16, 4, 1], false), config([16, 32, 2, 1], [32, 16, 2, 1], false)];
     return [config([16, 32, 2, 1], [32, 16, 2, 1], false)];
@@ -166,6 +167,8 @@ export const backwardMma: CudaKernel<BackwardConfig> = {
     if (problem.dtype === 'f64') return 'f64 has no tensor-core arithmetic; the reference engine serves it';
     if (problem.kv.kind === 'paged') return 'pages of a cache have no gradients';
     if (problem.B > 65535 || problem.Hq > 65535) return 'more than 65535 sequences or heads';
+    const far = keysRefusal(problem);
+    if (far !== null) return far;
     return backwardMma.configs(problem, caps).length === 0 ? 'no tile fits the shared memory of this device' : null;
   },
   configs(problem, caps) {

@@ -9,17 +9,18 @@ import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait } from '../ptx/tensor.ts';
 import type { BackwardTile } from './backward_mma.ts';
 import { dropoutOf } from './dropout.ts';
-import { arithmeticOf, type Fragment, lanesOf, pitchOf, type Tile, type TileView, zeroTiles } from './fragments.ts';
+import { arithmeticOf, lanesOf, pitchOf, zeroTiles } from './fragments.ts';
 import { gradientTiles } from './gradient.ts';
 import { loaderOf, STAGES, strided, tileBytes } from './loader.ts';
 import { take } from './parameters.ts';
 import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
+import { accumulate, heldLeft, leftOf, multiply, ownBlock } from './products.ts';
 import { purge } from './purge.ts';
 import { columnPositions, rowPositions, scorerOf } from './scores.ts';
 import { type SideGradient, sideSums } from './sides.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
-import { blocksIn, walkAll, walkBlocks } from './walk.ts';
+import { walkOf } from './walk.ts';
 
 export function queriesSharedBytes(spec: Spec, { blockQ, blockK }: BackwardTile): number {
   const rows = (n: number): number => n * (pitchOf(spec.storage, spec.padD) + pitchOf(spec.storage, spec.padDv));
@@ -43,9 +44,7 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   const place = placeOf(asm, spec, asm.special('ctaid.z'));
   const p = take(asm, 'q', 'qB', 'qH', 'qS', 'dOut', 'outB', 'outH', 'outS', 'lse2', 'delta', 'lseB', 'lseH', 'lseS');
   const w = take(asm, 'rowStart', 'runs', 'runB', 'runH', 'scale', 'scaleLog2', 'reverse');
-  const ascending = asm.special('ctaid.x');
-  const descending = asm.op('sub.s32', asm.op('sub.s32', asm.special('nctaid.x'), 1), ascending);
-  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', w.reverse, 0));
+  const block = ownBlock(asm, w.reverse);
   const q0 = asm.op('mul.lo.s32', block, blockQ);
   const end = asm.label('end');
   asm.branch(end, asm.op('setp.lt.s32', q0, place.lenQ), { negate: true });
@@ -69,19 +68,7 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
   const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
 
-  const walk =
-    spec.mask === null
-      ? walkAll(asm, 1, blocksIn(asm, place.lenK, blockK))
-      : walkBlocks(asm, {
-          rowStart: asm.op(
-            'add.s64',
-            w.rowStart,
-            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, w.runB, asm.op('mad.lo.s32', h, w.runH, block)), 4),
-          ),
-          runs: w.runs,
-          rows: 1,
-          rowStride: asm.constant('b32', 0),
-        });
+  const walk = walkOf(asm, spec.mask !== null, w, { b: place.b, head: h, block, heads: 1 }, place.lenK, blockK);
   const stage = asm.constant('b32', 0);
   const fetch = (): void => {
     const first = asm.op('mul.lo.s32', walk.block, blockK);
@@ -122,15 +109,12 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   const dropout = spec.dropout ? dropoutOf(asm, asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h)) : null;
 
   // Fragments of Q and dOut stay in registers where there is room, instead of being read for every block of keys.
-  const left = (view: TileView, columns: number): Fragment[][] =>
-    Array.from({ length: columns / arithmetic.kStep }, (_, k) => Array.from({ length: m }, (_, i) => view.a(i, k)));
-  let heldQ: Fragment[][] | null = null;
-  let heldO: Fragment[][] | null = null;
+  let [leftQ, leftO] = [leftOf(viewQ, m), leftOf(viewO, m)];
   if (tile.hold) {
     cpAsyncWait(asm, 0);
     asm.barrier();
-    heldQ = left(viewQ, spec.padD);
-    heldO = left(viewO, spec.padDv);
+    leftQ = heldLeft(arithmetic, viewQ, m, spec.padD);
+    leftO = heldLeft(arithmetic, viewO, m, spec.padDv);
   }
 
   const loop = asm.label('loopKV');
@@ -153,25 +137,14 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
   asm.place(last);
   cpAsyncCommit(asm);
 
-  const product = (held: Fragment[][] | null, view: TileView, right: TileView, columns: number): Tile[][] => {
-    const tiles = zeroTiles(asm, m, blockK);
-    for (let k = 0; k < columns / arithmetic.kStep; k++) {
-      const a = held?.[k] ?? Array.from({ length: m }, (_, i) => view.a(i, k));
-      for (let n = 0; n < blockK / 16; n++)
-        right.b(n, k).forEach((b, j) => {
-          for (let i = 0; i < m; i++) arithmetic.mma(tiles[i][2 * n + j], a[i], b);
-        });
-    }
-    return tiles;
-  };
   asm.stage('scores: S = Q K^T');
-  const scores = product(heldQ, viewQ, viewK, spec.padD);
+  const scores = multiply(asm, arithmetic, leftQ, m, viewK, blockK, spec.padD);
   asm.stage('dP = dOut V^T');
-  const dP = product(heldO, viewO, viewV, spec.padDv);
+  const dP = multiply(asm, arithmetic, leftO, m, viewV, blockK, spec.padDv);
   const kv0 = asm.op('mul.lo.s32', here, blockK);
   const tail = asm.op('setp.gt.s32', asm.op('add.s32', kv0, blockK), place.lenK);
 
-  const accumulate = (edge: boolean): void => {
+  const addBlock = (edge: boolean): void => {
     if (edge && spec.mask !== null && side === null) {
       asm.stage('keys that no product may see where they are masked: NaN and infinity');
       purge(asm, tileK, kHere, threads, thread, () => {});
@@ -195,19 +168,13 @@ export function emitQueries(problem: Problem, tile: BackwardTile, side: SideGrad
       return;
     }
     asm.stage('dQ += dS K');
-    for (let k = 0; k < blockK / arithmetic.kStep; k++) {
-      const a = tiles.dScore.map((row_) => arithmetic.fromTiles(row_, k));
-      for (let n = 0; n < spec.padD / 16; n++)
-        viewK.bt(k, n).forEach((b, j) => {
-          for (let i = 0; i < m; i++) arithmetic.mma(dQ[i][2 * n + j], a[i], b);
-        });
-    }
+    accumulate(arithmetic, dQ, tiles.dScore, viewK, blockK, spec.padD);
   };
   const edge = asm.op('or.pred', tail, asm.op('setp.ne.s32', partial, 0));
   asm.if(
     edge,
-    () => accumulate(true),
-    () => accumulate(false),
+    () => addBlock(true),
+    () => addBlock(false),
   );
   asm.branch(loop);
 

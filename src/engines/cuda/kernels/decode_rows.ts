@@ -21,26 +21,37 @@ export interface DecodeConfig extends Readonly<Record<string, number | string | 
 /** Query heads of a key head times queries: the rows of one product. */
 export const packedRows = (spec: Spec, { queries }: DecodeConfig): number => spec.group * Math.max(queries, 1);
 
-/** How many parts the keys of a head are cut into: what fills the device's multiprocessors most evenly. */
-export function splitsOf(problem: Problem, c: DecodeConfig, caps: CudaCaps): { splits: number; blocks: number } {
+/** One warp reads the states of a row's splits at once, a few to a lane. */
+export const MOST_SPLITS = 256;
+
+/** How much faster than its share of the bandwidth a block of threads can read, when others leave it room. */
+const ALONE = 1.1;
+/** What a block of threads costs besides its keys, and joining the splits, in blocks of keys. */
+const OVERHEAD = 2;
+
+/** How many parts the keys of a head are cut into: the fewest that keep the memory busy. */
+export function splitsOf(problem: Problem, c: DecodeConfig, { multiprocessors }: CudaCaps): number {
   const blocks = Math.max(ceilDiv(problem.Sk, c.blockK), 1);
   const heads = Math.max(problem.B * problem.Hkv, 1);
-  const slots = caps.multiprocessors * c.perSm;
-  // In blocks of keys: a split costs its own beginning and end besides.
-  const OVERHEAD = 2;
-  let best = { splits: 1, blocks, time: Number.POSITIVE_INFINITY };
-  for (let splits = 1; splits <= Math.min(blocks, ceilDiv(2 * slots, heads)); splits++) {
+  const slots = multiprocessors * c.perSm;
+  const most = Math.min(blocks, MOST_SPLITS, ceilDiv(2 * slots, heads));
+  let best = { splits: 1, time: Number.POSITIVE_INFINITY };
+  for (let splits = 1; splits <= most; splits++) {
     const each = ceilDiv(blocks, splits);
-    const time = ceilDiv(heads * ceilDiv(blocks, each), slots) * (each + OVERHEAD) + (splits > 1 ? OVERHEAD : 0);
-    if (time < best.time) best = { splits: ceilDiv(blocks, each), blocks: each, time };
+    const waves = ceilDiv(heads * splits, slots);
+    // Blocks of threads that are all there from the beginning share the bandwidth, however many a multiprocessor has.
+    const together = Math.max(each / ALONE, (heads * blocks) / multiprocessors);
+    const time = (waves === 1 ? together : waves * c.perSm * each) + waves * OVERHEAD + (splits > 1 ? OVERHEAD : 0);
+    if (time < best.time) best = { splits, time };
   }
-  return best;
+  return best.splits;
 }
 
 /** Bytes of the splits' outputs, and with their states. */
 export const partBytes = (problem: Problem, c: DecodeConfig, splits: number): { out: number; total: number } => {
-  const rows = problem.B * problem.Hkv * splits * packedRows(specOf(problem), c);
-  return { out: rows * problem.Dv * 4, total: rows * (problem.Dv + 2) * 4 };
+  const spec = specOf(problem);
+  const rows = problem.B * problem.Hkv * splits * packedRows(spec, c);
+  return { out: rows * spec.padDv * 4, total: rows * (spec.padDv + 2) * 4 };
 };
 
 /** For every sequence the first block of keys any query attends to, and the one after the last. */
@@ -71,7 +82,7 @@ export function packedSource(
   strides: StrideRegs,
 ): RowSource {
   return {
-    strideBytes: null,
+    next: 'looked up',
     from: (bytes) => packedSource(asm, spec, place, h0, queries, asm.op('add.s64', tensor, bytes), strides),
     row: (index) => {
       const { h, q } = unpackRow(asm, index, h0, queries);

@@ -3,18 +3,18 @@
  *
  * The query heads of a key head and their queries are packed into the rows of one product. Keys are split among blocks of
  * threads, and within a block among its warps, each with a softmax of its own; warps join through shared memory, splits in
- * a second program, in a fixed order. Several blocks of keys are under way at a time.
+ * the last block of threads to finish, in a fixed order. Several blocks of keys are under way at a time.
  */
 import { BYTES } from '../../../core/dtype.ts';
-import { ceilDiv, LOG2E } from '../../../core/math.ts';
+import { alignTo, ceilDiv, LOG2E } from '../../../core/math.ts';
 import { flopsOf } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { lengthsOf } from '../../../problem/ranges.ts';
-import type { CudaKernel, RunContext } from '../kernel.ts';
+import type { CudaCaps, CudaKernel, RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
-import { emitCombine } from './combine.ts';
+import { awaitLast, combineBytes, combineSplits, unpackItem, WIDTH, writeColumns } from './combine.ts';
 import {
   attendedBlocks,
   type DecodeConfig,
@@ -28,37 +28,40 @@ import { dropoutOf } from './dropout.ts';
 import { arithmeticOf, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
 import { loaderOf, tileBytes } from './loader.ts';
 import { fill, take } from './parameters.ts';
-import { baseOf, keyRows, placeOf } from './place.ts';
+import { keyRows, keysRefusal, placeOf } from './place.ts';
 import { addAttended, purge } from './purge.ts';
 import { columnPositions, scorerOf } from './scores.ts';
-import { finishRow, sinkLogit, softmaxRows } from './softmax.ts';
+import { softmaxRows } from './softmax.ts';
 import { type Spec, specOf } from './spec.ts';
-import { writeElement } from './store.ts';
 
 /** Rows one block of threads can hold: packed query heads times queries. */
 const MOST_ROWS = 32;
 
 const rowTiles = (spec: Spec, c: DecodeConfig): number => ceilDiv(packedRows(spec, c), 16);
 
+/** Bytes between rows of a warp's outputs. */
+const joinPitchOf = (spec: Spec): number => alignTo(spec.padDv * 4, 128) + 32;
+
 function sharedBytes(spec: Spec, c: DecodeConfig): number {
   const rows = (n: number, columns: number): number => n * pitchOf(spec.storage, columns);
   const ring = c.stages * (rows(c.blockK, spec.padD) + rows(c.blockK, spec.padDv));
-  const join = c.warps * rowTiles(spec, c) * 16 * (spec.padDv + 2) * 4;
-  return rows(rowTiles(spec, c) * 16, spec.padD) + Math.max(ring, join) + 2048;
+  const join = c.warps * packedRows(spec, c) * (joinPitchOf(spec) + 8);
+  const combine = combineBytes(packedRows(spec, c), spec.padDv, c.warps * 32);
+  return rows(rowTiles(spec, c) * 16, spec.padD) + Math.max(ring, join, combine) + 2048;
 }
 
-function candidates(spec: Spec, queries: number): DecodeConfig[] {
-  const wide = Math.max(spec.padD, spec.padDv) * spec.size > 256;
+function candidates(spec: Spec, { B, Hkv, Sq }: Problem, { multiprocessors }: CudaCaps): DecodeConfig[] {
   const tile = (blockK: number, stages: number, perSm: number): DecodeConfig => ({
-    queries,
+    queries: Sq,
     blockK,
     warps: blockK / 16,
     stages,
     perSm,
   });
-  return wide
-    ? [tile(64, 3, 1), tile(32, 2, 1), tile(16, 2, 1)]
-    : [tile(128, 3, 1), tile(64, 3, 2), tile(64, 2, 2), tile(32, 2, 1)];
+  if (Math.max(spec.padD, spec.padDv) * spec.size > 256) return [tile(64, 3, 1), tile(32, 2, 1), tile(16, 2, 1)];
+  // More warps look up pages faster, and have an edge where every multiprocessor serves several heads.
+  const many = spec.pageSize > 0 || B * Hkv > multiprocessors;
+  return [...(many ? [tile(128, 3, 1)] : []), tile(64, 3, 2), tile(64, 2, 2), tile(32, 2, 1)];
 }
 
 export const decodeSplit: CudaKernel<DecodeConfig> = {
@@ -67,28 +70,29 @@ export const decodeSplit: CudaKernel<DecodeConfig> = {
   refuse(problem, caps) {
     if (problem.dtype === 'f64') return 'f64 has no tensor-core arithmetic; the reference engine serves it';
     if (problem.B > 65535 || problem.Hkv > 65535) return 'more than 65535 sequences or heads';
+    const far = keysRefusal(problem);
+    if (far !== null) return far;
     const rows = specOf(problem).group * problem.Sq;
     if (rows > MOST_ROWS) return `${rows} query rows a key head: more than ${MOST_ROWS} are not decoding`;
     return decodeSplit.configs(problem, caps).length === 0 ? 'no tile fits the shared memory of this device' : null;
   },
   configs(problem, caps) {
     const spec = specOf(problem);
-    return candidates(spec, problem.Sq).filter((c) => sharedBytes(spec, c) <= caps.sharedPerBlock);
+    return candidates(spec, problem, caps).filter((c) => sharedBytes(spec, c) <= caps.sharedPerBlock);
   },
   cost(problem, config, caps) {
     const { B, Hkv, D, Dv, dtype } = problem;
     let keys = 0;
     for (let b = 0; b < B; b++) keys += lengthsOf(problem, b).lenK;
     const bytes = keys * Hkv * (D + Dv) * BYTES[dtype];
-    const { splits } = splitsOf(problem, config, caps);
+    const splits = splitsOf(problem, config, caps);
     const workspace = splits === 1 ? 0 : partBytes(problem, config, splits).total;
-    // Two launches with little to do at their ends.
+    // Beginning and end, at which little is under way.
     const seconds = (bytes + 2 * workspace) / caps.bandwidth + 6e-6;
     return { flops: flopsOf(problem, 'forward'), bytes: bytes + 2 * workspace, workspace, seconds };
   },
-  kernels: (problem, config) => [emitDecode(problem, config), emitCombine(problem, config.queries)],
-  emit: (problem, config) =>
-    [emitDecode(problem, config), emitCombine(problem, config.queries)].map(({ name, text }) => ({ name, text })),
+  kernels: (problem, config) => [emitDecode(problem, config)],
+  emit: (problem, config) => [emitDecode(problem, config)].map(({ name, text }) => ({ name, text })),
   launch,
 };
 
@@ -96,9 +100,9 @@ const rangesOf = new WeakMap<Problem, Int32Array>();
 
 function launch(run: RunContext<DecodeConfig>): void {
   const { problem, config, caps, launches, stream, tables, addresses } = run;
-  const [decode, combine] = launches;
+  const [decode] = launches;
   if (problem.Sq === 0) return;
-  const { splits, blocks } = splitsOf(problem, config, caps);
+  const splits = splitsOf(problem, config, caps);
   let ranges = 0;
   if (problem.mask !== null) {
     let table = rangesOf.get(problem);
@@ -110,16 +114,13 @@ function launch(run: RunContext<DecodeConfig>): void {
   }
   const bytes = partBytes(problem, config, splits);
   const partOut = splits > 1 ? run.scratch(bytes.total) : 0;
-  const args = {
+  const counters = splits > 1 ? tables.counters(decode, problem.B * problem.Hkv) : 0;
+  fill(decode, {
     problem,
-    addresses: { ...addresses, ranges, partOut, partState: partOut + bytes.out },
-    numbers: { splits, splitBlocks: blocks },
-  };
-  fill(decode, args);
+    addresses: { ...addresses, ranges, partOut, partState: partOut + bytes.out, counters },
+    numbers: { splits },
+  });
   decode.run(stream, splits, problem.Hkv, problem.B);
-  if (splits === 1) return;
-  fill(combine, args);
-  combine.run(stream, packedRows(specOf(problem), config), problem.Hkv, problem.B);
 }
 
 function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
@@ -138,7 +139,7 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   const split = asm.special('ctaid.x');
   const hkv = asm.special('ctaid.y');
   const place = placeOf(asm, spec, asm.special('ctaid.z'));
-  const p = take(asm, 'q', 'qB', 'qH', 'qS', 'splits', 'splitBlocks', 'ranges', 'scale', 'scaleLog2');
+  const p = take(asm, 'q', 'qB', 'qH', 'qS', 'splits', 'ranges', 'scale', 'scaleLog2');
   const end = asm.label('end');
   asm.branch(end, asm.op('setp.gt.s32', place.lenQ, 0), { negate: true });
   const h0 = asm.op('mul.lo.s32', hkv, spec.group);
@@ -150,8 +151,14 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
     const at = asm.op('add.s64', p.ranges, asm.op('mul.wide.u32', place.b, 8));
     [firstBlock, endBlock] = asm.loadVector('global', 'b32', 2, at, 0, 'nc');
   }
-  const block = asm.op('mad.lo.s32', split, p.splitBlocks, firstBlock);
-  const limit = asm.op('min.s32', asm.op('add.s32', block, p.splitBlocks), endBlock);
+  // The first `rest` splits have one block more than the others.
+  const blocks = asm.op('sub.s32', endBlock, firstBlock);
+  const each = asm.op('div.u32', blocks, p.splits);
+  const rest = asm.op('sub.s32', blocks, asm.op('mul.lo.s32', each, p.splits));
+  const before = asm.op('mad.lo.s32', split, each, asm.op('min.s32', split, rest));
+  const block = asm.op('add.s32', firstBlock, before);
+  const longer = asm.op('selp.b32', 1, 0, asm.op('setp.lt.s32', split, rest));
+  const limit = asm.op('add.s32', asm.op('add.s32', block, each), longer);
 
   const tileQ = { storage: spec.storage, rows: m * 16, columns: spec.D, padded: spec.padD, grain: spec.grains.q };
   const tileK = { ...tileQ, rows: blockK, grain: spec.grains.k };
@@ -159,24 +166,28 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   const stageBytes = tileBytes(tileK) + tileBytes(tileV);
   const sQ = asm.sharedAddress(asm.shared('q', tileBytes(tileQ), 1024));
   const ring = asm.shared('k and v', stageBytes * stages, 1024);
-  const joinPitch = spec.padDv * 4;
-  const joinBytes = warps * m * 16 * (joinPitch + 8);
-  const sJoin = asm.sharedAddress(asm.sharedOver(ring, 'parts of the warps', joinBytes));
+  // Eight rows are stored at once, two columns a lane: rows are 8 words more than whole lines apart.
+  const joinPitch = joinPitchOf(spec);
+  const joinBytes = warps * rows * (joinPitch + 8);
+  const over = Math.max(joinBytes, combineBytes(rows, spec.padDv, threads));
+  const sJoin = asm.sharedAddress(asm.sharedOver(ring, 'parts of the warps, then weights of the splits', over));
   const sRing = asm.sharedAddress(ring);
 
   asm.stage('load Q and the first blocks of K and V');
-  const qSource = packedSource(asm, spec, place, h0, queries, p.q, { b: p.qB, h: p.qH, s: p.qS });
-  loaderOf(asm, tileQ, threads, thread).reader(qSource).load(sQ, asm.constant('b32', 0), asm.constant('b32', rows));
   const source = keyRows(asm, spec, place, hkv);
   const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
   const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
+  const loadQ = (): void => {
+    const qSource = packedSource(asm, spec, place, h0, queries, p.q, { b: p.qB, h: p.qH, s: p.qS });
+    loaderOf(asm, tileQ, threads, thread).reader(qSource).load(sQ, asm.constant('b32', 0), asm.constant('b32', rows));
+  };
   const coming = asm.op('mov.b32', block);
   const slot = asm.constant('b32', 0);
   const nextSlot = (r: Reg<'b32'>): void => {
     asm.set(r, 'add.s32', r, 1);
     asm.set(r, 'selp.b32', 0, r, asm.op('setp.ge.s32', r, stages));
   };
-  const fetch = (): void => {
+  const fetch = (withQ = false): void => {
     const none = asm.label('none');
     asm.branch(none, asm.op('setp.lt.s32', coming, limit), { negate: true, uniform: true });
     const first = asm.op('mul.lo.s32', coming, blockK);
@@ -186,12 +197,14 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
     asm.place(none);
     asm.set(coming, 'add.s32', coming, 1);
     nextSlot(slot);
+    if (withQ) loadQ();
     cpAsyncCommit(asm);
   };
-  for (let i = 0; i < stages - 1; i++) fetch();
+  // Keys and values first: they take longest.
+  for (let i = 0; i < stages - 1; i++) fetch(i === 0);
 
   asm.stage('prologue: row state; a row is a query head and a query');
-  const arithmetic = arithmeticOf(asm, spec.storage, lanes);
+  const arithmetic = arithmeticOf(asm, spec.storage, lanes, true);
   const acc = zeroTiles(asm, m, spec.padDv);
   const best = Array.from({ length: 2 * m }, () => asm.constant('f32', Number.NEGATIVE_INFINITY));
   const sum = Array.from({ length: 2 * m }, () => asm.constant('f32', 0));
@@ -297,80 +310,85 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   asm.stage('join the warps: state, then outputs over a common maximum');
   cpAsyncWait(asm, 0);
   asm.barrier();
-  // Of each warp: m * 16 rows of outputs; behind all of them, (best, sum) of each row.
-  const outBytes = m * 16 * joinPitch;
+  // Of each warp: rows of outputs; behind all of them, (best, sum) of each row.
+  const outBytes = rows * joinPitch;
   const stateAt = asm.op('add.s32', sJoin, warps * outBytes);
   const firstLane = asm.op('setp.eq.s32', lanes.t, 0);
-  for (let r = 0; r < 2 * m; r++) {
+  for (let r = 0; r * 8 < rows; r++) {
     for (const lane of [1, 2]) asm.set(sum[r], 'add.f32', sum[r], shuffleXor(asm, sum[r], lane));
     const row = asm.op('add.s32', lanes.g, r * 8);
-    const at = asm.op('mad.lo.s32', asm.op('mad.lo.s32', warp, m * 16, row), 8, stateAt);
+    const skip = asm.label('row');
+    if ((r + 1) * 8 > rows) asm.branch(skip, asm.op('setp.ge.s32', row, rows));
+    const at = asm.op('mad.lo.s32', asm.op('mad.lo.s32', warp, rows, row), 8, stateAt);
     asm.when(firstLane, () => asm.storeVector('shared', 'f32', at, [best[r], sum[r]]));
     const line = asm.op('mad.lo.s32', row, joinPitch, asm.op('mad.lo.s32', warp, outBytes, sJoin));
     const place_ = asm.op('mad.lo.s32', lanes.t, 8, line);
     acc[r >> 1].forEach((tile, n) => {
       asm.storeVector('shared', 'f32', place_, [tile[(r & 1) * 2], tile[(r & 1) * 2 + 1]], n * 32);
     });
+    asm.place(skip);
   }
   asm.barrier();
 
-  asm.stage('sum the warps: one thread a row and column, and write');
-  const o = take(asm, 'out', 'outB', 'outH', 'outS', 'lse', 'lseB', 'lseH', 'lseS', 'partOut', 'partState');
-  const logitOf = (h: Reg<'b32'>): Reg<'f32'> | null => (sink === null ? null : sinkLogit(asm, h, sink));
-  const sink = spec.sink ? take(asm, 'sink').sink : null;
+  asm.stage('sum the warps: one thread 4 columns of a row, and write');
+  const o = take(asm, 'out', 'outB', 'outH', 'outS', 'lse', 'lseB', 'lseH', 'lseS', 'partOut', 'partState', 'counters');
+  const target = {
+    ...{ spec, place, h0, queries, dropout: dropouts, sink: spec.sink ? take(asm, 'sink').sink : null },
+    ...{ out: o.out, outStrides: { b: o.outB, h: o.outH, s: o.outS } },
+    ...{ lse: o.lse, lseStrides: { b: o.lseB, h: o.lseH, s: o.lseS } },
+  };
+  const group = asm.op('mad.lo.s32', place.b, asm.special('nctaid.y'), hkv);
   const alone = asm.op('setp.eq.s32', p.splits, 1);
+  const written = asm.label('written');
   const item = asm.op('mov.b32', thread);
   const writing = asm.label('write');
   asm.place(writing);
-  asm.branch(end, asm.op('setp.ge.s32', item, rows * spec.padDv));
-  const row = asm.op('div.u32', item, spec.padDv);
-  const column = asm.op('sub.s32', item, asm.op('mul.lo.s32', row, spec.padDv));
+  asm.branch(written, asm.op('setp.ge.s32', item, rows * (spec.padDv / WIDTH)));
+  const { row, column } = unpackItem(asm, spec, item);
   const states = Array.from({ length: warps }, (_, i) => {
     const at = asm.op('mad.lo.s32', row, 8, stateAt);
-    return asm.loadVector('shared', 'f32', 2, at, i * m * 16 * 8);
+    return asm.loadVector('shared', 'f32', 2, at, i * rows * 8);
   });
   const highest = states.map((s) => s[0]).reduce((x, y) => asm.op('max.f32', x, y));
   const nothing = asm.op('setp.eq.f32', highest, Number.NEGATIVE_INFINITY);
   const base = asm.op('selp.f32', 0, highest, nothing);
   const at = asm.op('mad.lo.s32', column, 4, asm.op('mad.lo.s32', row, joinPitch, sJoin));
   const total = asm.constant('f32', 0);
-  const value = asm.constant('f32', 0);
+  const values = Array.from({ length: WIDTH }, () => asm.constant('f32', 0));
   states.forEach(([top, part], i) => {
     const weight = asm.op('ex2.approx.ftz.f32', asm.op('sub.f32', top, base));
     asm.set(total, 'fma.rn.f32', weight, part, total);
-    asm.set(value, 'fma.rn.f32', weight, asm.load('shared', 'f32', at, i * outBytes), value);
+    asm.loadVector('shared', 'f32', WIDTH, at, i * outBytes).forEach((x, j) => {
+      asm.set(values[j], 'fma.rn.f32', weight, x, values[j]);
+    });
   });
-  const { h, q } = unpackRow(asm, row, h0, queries);
-  const next = asm.label('next');
-  asm.branch(next, asm.op('setp.lt.s32', q, place.lenQ), { negate: true });
-  const isColumn = asm.op('setp.lt.s32', column, spec.Dv);
-  const isFirst = asm.op('setp.eq.s32', column, 0);
   asm.if(
     alone,
+    () => writeColumns(asm, target, row, column, values, highest, total),
     () => {
-      const { scale, value: lse } = finishRow(asm, highest, total, logitOf(h));
-      const keep = dropouts === null ? scale : asm.op('mul.f32', scale, dropouts.keepScale);
-      const start = asm.op('add.s32', place.qStart, q);
-      const out = baseOf(asm, o.out, { b: o.outB, h: o.outH, s: o.outS }, { b: place.b, h, start }, spec.size);
-      const result = asm.op('mul.f32', value, keep);
-      const outAt = asm.op('add.s64', out, asm.op('mul.wide.s32', column, spec.size));
-      writeElement(asm, spec, outAt, result, isColumn);
-      const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b: place.b, h, start }, 4);
-      asm.when(isFirst, () => asm.store('global', 'f32', lseAt, lse));
-    },
-    () => {
-      const group = asm.op('mad.lo.s32', place.b, asm.special('nctaid.y'), hkv);
       const part = asm.op('mad.lo.s32', asm.op('mad.lo.s32', group, p.splits, split), rows, row);
       const partAt = asm.op('add.s64', o.partState, asm.op('mul.wide.s32', part, 8));
+      const isFirst = asm.op('setp.eq.s32', column, 0);
       asm.when(isFirst, () => asm.storeVector('global', 'f32', partAt, [highest, total]));
-      const line = asm.op('mul.lo.s64', asm.op('cvt.s64.s32', part), spec.Dv * 4);
+      const line = asm.op('mul.lo.s64', asm.op('cvt.s64.s32', part), spec.padDv * 4);
       const outAt = asm.op('add.s64', asm.op('add.s64', o.partOut, line), asm.op('mul.wide.s32', column, 4));
-      asm.when(isColumn, () => asm.store('global', 'f32', outAt, value));
+      asm.storeVector('global', 'f32', outAt, values);
     },
   );
-  asm.place(next);
   asm.set(item, 'add.s32', item, threads);
   asm.branch(writing);
+
+  asm.place(written);
+  asm.branch(end, alone, { uniform: true });
+  asm.stage('count the splits that are done: the last one joins them');
+  const parts = {
+    ...{ rows, splits: p.splits, group },
+    partOut: o.partOut,
+    partState: o.partState,
+    counters: o.counters,
+  };
+  awaitLast(asm, parts, thread, end);
+  combineSplits(asm, { ...parts, ...target, thread, threads, shared: sJoin });
   asm.place(end);
   return asm.finish();
 }

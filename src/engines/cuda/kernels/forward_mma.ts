@@ -16,17 +16,18 @@ import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { cpAsyncCommit, cpAsyncWait, shuffleXor } from '../ptx/tensor.ts';
 import { dropoutOf } from './dropout.ts';
-import { arithmeticOf, type Fragment, lanesOf, pitchOf, type Tile, zeroTiles } from './fragments.ts';
+import { arithmeticOf, lanesOf, pitchOf, zeroTiles } from './fragments.ts';
 import { loaderOf, STAGES, tileBytes } from './loader.ts';
 import { fill, take } from './parameters.ts';
-import { baseOf, keyRows, placeOf, queryRows } from './place.ts';
+import { baseOf, keyRows, keysRefusal, placeOf, queryRows } from './place.ts';
+import { accumulate, heldLeft, leftOf, multiply, ownBlock } from './products.ts';
 import { addAttended, purge } from './purge.ts';
-import { columnPositions, rowPositions, scorerOf } from './scores.ts';
+import { columnPositions, type Grid, rowPositions, scorerOf } from './scores.ts';
 import { finishRow, sinkLogit, softmaxRows } from './softmax.ts';
 import { type Spec, specOf } from './spec.ts';
 import { storeRows } from './store.ts';
 import { visitedBlocks } from './visits.ts';
-import { blocksIn, walkAll, walkBlocks } from './walk.ts';
+import { walkOf } from './walk.ts';
 
 export interface ForwardConfig extends Readonly<Record<string, number | string | boolean>> {
   readonly blockQ: number;
@@ -55,16 +56,19 @@ function candidates(spec: Spec): ForwardConfig[] {
   });
   if (spec.storage === 'f32')
     return widest <= 64
-      ? [tile(64, 32, 4, 2), tile(64, 16, 4, 1)]
+      ? [tile(128, 32, 4, 2), tile(64, 32, 4, 3), tile(64, 16, 4, 2)]
       : widest <= 128
-        ? [tile(64, 16, 4, 1)]
+        ? [tile(64, 16, 4, 2)]
         : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
   const fallback = [tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
   // Modifiers and dropout need registers of their own; without them there is room to keep Q.
   const light = spec.folded && !spec.dropout;
   const plain = light && spec.mask === null;
-  if (widest <= 64) return [...(plain ? [tile(128, 96, 4, 2, true)] : []), tile(128, 64, 4, 2, light), ...fallback];
-  if (widest <= 128) return [tile(128, 64, 4, 2), tile(128, 48, 4, 2), ...fallback];
+  if (widest <= 64) {
+    const wide = plain ? [tile(128, 96, 4, 2, true)] : [];
+    return [...wide, spec.dropout ? tile(128, 48, 4, 2) : tile(128, 64, 4, 2, light), ...fallback];
+  }
+  if (widest <= 128) return [...(spec.folded ? [tile(128, 64, 4, 2)] : []), tile(128, 48, 4, 2), ...fallback];
   return [...(plain ? [] : [tile(128, 64, 8, 1)]), tile(128, 32, 8, 1, plain), tile(64, 32, 4, 1)];
 }
 
@@ -74,6 +78,8 @@ export const forwardMma: CudaKernel<ForwardConfig> = {
   refuse(problem, caps) {
     if (problem.dtype === 'f64') return 'f64 has no tensor-core arithmetic; the reference engine serves it';
     if (problem.B > 65535 || problem.Hq > 65535) return 'more than 65535 sequences or heads';
+    const far = keysRefusal(problem);
+    if (far !== null) return far;
     return forwardMma.configs(problem, caps).length === 0 ? 'no tile fits the shared memory of this device' : null;
   },
   configs(problem, caps) {
@@ -97,7 +103,7 @@ export const forwardMma: CudaKernel<ForwardConfig> = {
 };
 
 /** Rates of long sequences on an H200 over the caps' estimate, by the widest head size, and for f32. */
-const RATE = { 64: 0.95, 128: 1.1, 256: 0.9, f32: 0.11 } as const;
+const RATE = { 64: 0.95, 128: 1.1, 256: 0.9, f32: 0.17 } as const;
 /** Seconds a block of threads takes besides its blocks of keys: finding its place, the first copies, storing. */
 const BLOCK_SECONDS = 4e-6;
 /** What a block of keys costs besides its products (waiting, row maxima, rescaling), in keys. */
@@ -135,10 +141,7 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const h = asm.special('ctaid.y');
   const place = placeOf(asm, spec, asm.special('ctaid.z'));
   const p = take(asm, 'q', 'qB', 'qH', 'qS', 'rowStart', 'runs', 'runB', 'runH', 'reverse', 'scale', 'scaleLog2');
-  const rows = asm.special('nctaid.x');
-  const ascending = asm.special('ctaid.x');
-  const descending = asm.op('sub.s32', asm.op('sub.s32', rows, 1), ascending);
-  const block = asm.op('selp.b32', descending, ascending, asm.op('setp.ne.s32', p.reverse, 0));
+  const block = ownBlock(asm, p.reverse);
   const q0 = asm.op('mul.lo.s32', block, blockQ);
   const end = asm.label('end');
   asm.branch(end, asm.op('setp.lt.s32', q0, place.lenQ), { negate: true });
@@ -158,19 +161,7 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const readK = loaderOf(asm, tileK, threads, thread).reader(source.k);
   const readV = loaderOf(asm, tileV, threads, thread).reader(source.v);
 
-  const walk =
-    spec.mask === null
-      ? walkAll(asm, 1, blocksIn(asm, place.lenK, blockK))
-      : walkBlocks(asm, {
-          rowStart: asm.op(
-            'add.s64',
-            p.rowStart,
-            asm.op('mul.wide.s32', asm.op('mad.lo.s32', place.b, p.runB, asm.op('mad.lo.s32', h, p.runH, block)), 4),
-          ),
-          runs: p.runs,
-          rows: 1,
-          rowStride: asm.constant('b32', 0),
-        });
+  const walk = walkOf(asm, spec.mask !== null, p, { b: place.b, head: h, block, heads: 1 }, place.lenK, blockK);
   /** Byte offset of the buffers in use, in units of a tile: 0 or 1. */
   const stage = asm.constant('b32', 0);
   const fetch = (): void => {
@@ -185,15 +176,13 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   cpAsyncCommit(asm);
 
   asm.stage('prologue: accumulators and row state');
-  const arithmetic = arithmeticOf(asm, spec.storage, lanes);
+  const arithmetic = arithmeticOf(asm, spec.storage, lanes, true);
   const acc = zeroTiles(asm, m, spec.padDv);
   const best = Array.from({ length: 2 * m }, () => asm.constant('f32', Number.NEGATIVE_INFINITY));
   const sum = Array.from({ length: 2 * m }, () => asm.constant('f32', 0));
   const warpRow = asm.op('mul.lo.s32', warp, 16 * m);
-  // Where nothing in the loop asks for them, positions are computed at the end: registers are what the loop is short of.
+  // Computed anew where they are used: registers are what the loop is short of.
   const positions = (): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, m);
-  const usesPositions = spec.mask !== null || spec.mod !== null || spec.dropout;
-  let qPositions = usesPositions ? positions() : [];
   const pitchQ = pitchOf(spec.storage, spec.padD);
   const viewQ = arithmetic.view(asm.op('mad.lo.s32', warpRow, pitchQ, sQ), pitchQ, 'a');
   // Exponent of a score: log2(e) times what the softmax sees.
@@ -201,13 +190,11 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const bh = spec.dropout ? asm.op('mad.lo.s32', place.b, take(asm, 'Hq').Hq, h) : h;
   const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
 
-  const kSteps = spec.padD / arithmetic.kStep;
-  const readQ = (k: number): Fragment[] => Array.from({ length: m }, (_, i) => viewQ.a(i, k));
-  let held: Fragment[][] | null = null;
+  let queries = leftOf(viewQ, m);
   if (hold) {
     cpAsyncWait(asm, 0);
     asm.barrier();
-    held = Array.from({ length: kSteps }, (_, k) => readQ(k));
+    queries = heldLeft(arithmetic, viewQ, m, spec.padD);
   }
 
   const loop = asm.label('loopKV');
@@ -220,8 +207,6 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   const partial = asm.op('mov.b32', walk.partial);
   const viewK = arithmetic.view(asm.op('mad.lo.s32', stage, tileBytes(tileK), sK), pitchQ, 'b');
   const pitchV = pitchOf(spec.storage, spec.padDv);
-  const vHere = asm.op('mad.lo.s32', stage, tileBytes(tileV), sV);
-  const viewV = arithmetic.view(vHere, pitchV, 'bt');
   asm.set(stage, 'xor.b32', stage, 1);
   walk.advance();
   const last = asm.label('last');
@@ -232,122 +217,88 @@ export function emitForward(problem: Problem, config: ForwardConfig): KernelText
   cpAsyncCommit(asm);
 
   asm.stage('scores: S = Q K^T');
-  let scores = zeroTiles(asm, m, blockK);
-  for (let k = 0; k < kSteps; k++) {
-    const a = held?.[k] ?? readQ(k);
-    for (let n = 0; n < blockK / 16; n++) {
-      const pair = viewK.b(n, k);
-      for (let i = 0; i < m; i++)
-        pair.forEach((b, j) => {
-          arithmetic.mma(scores[i][2 * n + j], a[i], b);
-        });
-    }
-  }
+  const scores = multiply(asm, arithmetic, queries, m, viewK, blockK, spec.padD);
   const kv0 = asm.op('mul.lo.s32', here, blockK);
   const tail = asm.op('setp.gt.s32', asm.op('add.s32', kv0, blockK), place.lenK);
-
-  /** From scores to output; `edge` when some positions may not attend. */
-  const accumulate = (edge: boolean): void => {
-    let tiles: Tile[][] = scores;
-    const scorer = scorerOf(asm, spec, place);
-    const needsColumns = edge || spec.mod !== null || dropout !== null;
-    const columns = needsColumns ? columnPositions(asm, kv0, lanes.t, blockK / 8) : [];
-    const grid = { rowsAre: 'q', rows: qPositions, columns, head: h } as const;
-    if (!spec.folded) tiles = tiles.map((r) => r.map((tile) => tile.map((s) => asm.op('mul.f32', s, p.scale))));
-    if (spec.mod !== null) {
-      asm.stage('mod');
-      tiles = scorer.modify(tiles, grid, [spec.mod])[0];
-    }
-    if (edge) {
-      asm.stage('mask');
-      tiles = tiles.map((r, i) =>
-        r.map((tile, n) => {
-          const attends = scorer.attends(grid, i, n);
-          return tile.map((x, e) => asm.op('selp.f32', x, Number.NEGATIVE_INFINITY, attends[e]));
-        }),
-      );
-    }
-
-    asm.stage('softmax');
-    const { alphas, grew } = softmaxRows(asm, tiles, best, sum, toLog2);
-    const unchanged = asm.label('unchanged');
-    const anyGrew = asm.reg('pred');
-    asm.emit('vote.sync.any.pred', anyGrew.name, grew.name, '-1');
-    asm.branch(unchanged, anyGrew, { negate: true, uniform: true });
-    for (let i = 0; i < m; i++)
-      for (const tile of acc[i])
-        tile.forEach((x, e) => {
-          asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]);
-        });
-    asm.place(unchanged);
-
-    if (edge && spec.mask !== null) {
-      asm.stage('values that no product may see where they are masked: NaN and infinity');
-      purge(asm, tileV, vHere, threads, thread, () =>
-        addAttended(asm, { spec, place, acc, qPositions, kv0, h, base: vHere, tile: tileV, t: lanes.t }),
-      );
-    }
-
-    if (dropout !== null) {
-      asm.stage('dropout');
-      tiles.forEach((row, i) => {
-        for (let n = 0; n < row.length; n += 2)
-          dropout.keepOctets(qPositions[2 * i], columns[2 * n]).forEach((rows, octet) => {
-            const tile = row[n + octet];
-            rows.flat().forEach((keep, e) => {
-              tile[e] = asm.op('selp.f32', tile[e], 0, keep);
-            });
-          });
-      });
-    }
-
-    asm.stage('accumulate: O += P V');
-    for (let k = 0; k < blockK / arithmetic.kStep; k++) {
-      const a = tiles.map((row) => arithmetic.fromTiles(row, k));
-      for (let n = 0; n < spec.padDv / 16; n++) {
-        const pair = viewV.bt(k, n);
-        pair.forEach((b, j) => {
-          for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], b);
-        });
-      }
-    }
+  const edge = spec.mask === null ? tail : asm.op('or.pred', tail, asm.op('setp.ne.s32', partial, 0));
+  /** What only blocks with a position that may not attend need. */
+  const whereEdge = (body: () => void): void => {
+    const inside = asm.label('inside');
+    asm.branch(inside, edge, { negate: true, uniform: true });
+    body();
+    asm.place(inside);
+  };
+  const grid = (): Grid => {
+    const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
+    return { rowsAre: 'q', rows: positions(), columns, head: h };
   };
 
-  if (spec.mask === null && spec.folded) {
-    // Only the end of the keys can cut a block: clear those scores in place.
-    const inside = asm.label('inside');
-    asm.branch(inside, tail, { negate: true, uniform: true });
-    const scorer = scorerOf(asm, spec, place);
-    const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
-    for (let i = 0; i < m; i++)
-      for (let n = 0; n < blockK / 8; n++) {
-        const attends = scorer.attends({ rowsAre: 'q', rows: [], columns, head: h }, i, n);
-        scores[i][n].forEach((s, e) => {
-          asm.set(s, 'selp.f32', s, Number.NEGATIVE_INFINITY, attends[e]);
-        });
-      }
-    asm.place(inside);
-    accumulate(false);
-  } else {
-    const edge = asm.op('or.pred', tail, asm.op('setp.ne.s32', partial, 0));
-    const base = scores.map((r) => r.map((tile) => [...tile]));
-    asm.if(
-      edge,
-      () => {
-        scores = base.map((r) => r.map((tile) => [...tile]));
-        accumulate(true);
-      },
-      () => {
-        scores = base.map((r) => r.map((tile) => [...tile]));
-        accumulate(false);
-      },
-    );
+  let tiles = scores;
+  if (!spec.folded) tiles = tiles.map((r) => r.map((tile) => tile.map((s) => asm.op('mul.f32', s, p.scale))));
+  if (spec.mod !== null) {
+    asm.stage('mod');
+    const [modified] = scorerOf(asm, spec, place).modify(tiles, grid(), [spec.mod]);
+    // Equal values share a register, which the mask must not write to.
+    tiles = modified.map((r) => r.map((tile) => tile.map((s) => asm.op('mov.f32', s))));
   }
+  asm.stage('mask');
+  whereEdge(() => {
+    const scorer = scorerOf(asm, spec, place);
+    const at = grid();
+    tiles.forEach((row, i) => {
+      row.forEach((tile, n) => {
+        const attends = scorer.attends(at, i, n);
+        tile.forEach((x, e) => {
+          asm.set(x, 'selp.f32', x, Number.NEGATIVE_INFINITY, attends[e]);
+        });
+      });
+    });
+  });
+
+  asm.stage('softmax');
+  const { alphas, grew } = softmaxRows(asm, tiles, best, sum, toLog2);
+  const unchanged = asm.label('unchanged');
+  const anyGrew = asm.reg('pred');
+  asm.emit('vote.sync.any.pred', anyGrew.name, grew.name, '-1');
+  asm.branch(unchanged, anyGrew, { negate: true, uniform: true });
+  for (let i = 0; i < m; i++)
+    for (const tile of acc[i])
+      tile.forEach((x, e) => {
+        asm.set(x, 'mul.f32', x, alphas[2 * i + (e >> 1)]);
+      });
+  asm.place(unchanged);
+
+  const vHere = asm.op('mad.lo.s32', asm.op('xor.b32', stage, 1), tileBytes(tileV), sV);
+  if (spec.mask !== null) {
+    asm.stage('values that no product may see where they are masked: NaN and infinity');
+    whereEdge(() => {
+      purge(asm, tileV, vHere, threads, thread, () =>
+        addAttended(asm, { spec, place, acc, qPositions: positions(), kv0, h, base: vHere, tile: tileV, t: lanes.t }),
+      );
+    });
+  }
+
+  if (dropout !== null) {
+    asm.stage('dropout');
+    const { rows, columns } = grid();
+    tiles.forEach((row, i) => {
+      for (let n = 0; n < row.length; n += 2)
+        dropout.keepOctets(rows[2 * i], columns[2 * n]).forEach((byRow, octet) => {
+          const tile = row[n + octet];
+          byRow.flat().forEach((keep, e) => {
+            tile[e] = asm.op('selp.f32', tile[e], 0, keep);
+          });
+        });
+    });
+  }
+
+  asm.stage('accumulate: O += P V');
+  accumulate(arithmetic, acc, tiles, arithmetic.view(vHere, pitchV, 'bt'), blockK, spec.padDv);
   asm.branch(loop);
 
   asm.place(done);
   asm.stage('epilogue: join the sums of a row, add the sink, normalise');
-  if (!usesPositions) qPositions = positions();
+  const qPositions = positions();
   cpAsyncWait(asm, 0);
   const logits = spec.sink ? sinkLogit(asm, h) : null;
   const lse: Reg<'f32'>[] = [];

@@ -2,8 +2,8 @@
  * Tiles in shared memory and their fragments in registers, for both arithmetics the kernels are written over:
  *
  * - f16, bf16: m16n8k16 products, matrix loads.
- * - f32: every operand is split into two tf32 halves and three m16n8k8 products are added outside the tensor core, whose own
- *   sums are truncated (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
+ * - f32: every operand is split into two tf32 halves, and the m16n8k8 products of 16 inner positions are added outside the
+ *   tensor core, whose own sums are truncated (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
  *
  * The eight rows a fragment reads at once must fall into different banks. Halves: rows are a multiple of 128 bytes apart and
  * 16-byte chunks are permuted by `chunk ^ (row % 8)`. Floats: rows are 16 bytes more than a multiple of 64 apart, which keeps
@@ -49,9 +49,9 @@ export interface Arithmetic {
   /** Bytes of an element. */
   readonly bytes: 2 | 4;
   /** Inner dimension of one product. */
-  readonly kStep: 16 | 8;
+  readonly kStep: 16;
   /**
-   * A view of a tile with rows `pitch` bytes apart, for the ways of reading named. Its addresses are computed where it is
+   * A view of a tile with rows `pitch` bytes apart, for the ways of reading named. What it adds to is computed where it is
    * made, so that it may be read on either side of a branch.
    */
   view(base: Reg<'b32'>, pitch: number, ...ways: readonly Way[]): TileView;
@@ -75,9 +75,11 @@ export function lanesOf(asm: Assembler, threadIndex: Reg<'b32'>): Lanes {
   return { lane, g: asm.op('shr.u32', lane, 2), t: asm.op('and.b32', lane, 3) };
 }
 
-/** `base ^ low` for every multiple `low` of 32 inside a 128-byte line, computed here. */
-function xored(asm: Assembler, base: Reg<'b32'>): (low: number) => Reg<'b32'> {
-  const made = Array.from({ length: 4 }, (_, i) => (i === 0 ? base : asm.op('xor.b32', base, i * 32)));
+/** `base ^ low` for every multiple `low` of 32 inside a 128-byte line: computed here, or where it is used. */
+function xored(asm: Assembler, base: Reg<'b32'>, sparing: boolean): (low: number) => Reg<'b32'> {
+  const moved = (low: number): Reg<'b32'> => (low === 0 ? base : asm.op('xor.b32', base, low));
+  if (sparing) return moved;
+  const made = [0, 32, 64, 96].map(moved);
   return (low) => made[low / 32];
 }
 
@@ -89,11 +91,12 @@ const missing = (): never => {
 const chunkAt = (asm: Assembler, row: Reg<'b32'>, half: Reg<'b32'>, pitch: number): Reg<'b32'> =>
   asm.op('mad.lo.s32', row, pitch, chunkByte(asm, 'f16', row, half));
 
-export function arithmeticOf(asm: Assembler, storage: Storage, lanes: Lanes): Arithmetic {
-  return storage === 'f32' ? single(asm, lanes) : half(asm, storage, lanes);
+/** @param sparing an instruction more for many addresses, and fewer registers that hold them. */
+export function arithmeticOf(asm: Assembler, storage: Storage, lanes: Lanes, sparing = false): Arithmetic {
+  return storage === 'f32' ? single(asm, lanes) : half(asm, storage, lanes, sparing);
 }
 
-function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithmetic {
+function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes, sparing: boolean): Arithmetic {
   const chunks = new Map<string, Reg<'b32'>>();
   // Left operands and transposed right ones read rows lane % 16; plain right ones pair halves of 8 rows.
   const laneChunk = (kind: 'a' | 'b', pitch: number): Reg<'b32'> => {
@@ -116,7 +119,7 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
     kStep: 16,
     view(base, pitch, ...ways) {
       const addresses = (kind: 'a' | 'b', needed: boolean): ((low: number) => Reg<'b32'>) =>
-        needed ? xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch))) : missing;
+        needed ? xored(asm, asm.op('add.s32', base, laneChunk(kind, pitch)), sparing) : missing;
       const a = addresses('a', ways.includes('a') || ways.includes('bt'));
       const b = addresses('b', ways.includes('b'));
       const low = (step: number): number => (step * 32) & 127;
@@ -142,28 +145,39 @@ function half(asm: Assembler, storage: 'f16' | 'bf16', { lane }: Lanes): Arithme
   };
 }
 
-function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
+function single(asm: Assembler, { lane, g, t }: Lanes): Arithmetic {
   const bases = new Map<string, Reg<'b32'>>();
-  /** Column t of row g, or column g of row 2 t. */
-  const laneBase = (kind: 'row' | 'down', pitch: number): Reg<'b32'> => {
-    const key = `${kind}${pitch}`;
+  const laneBase = (way: Way, pitch: number): Reg<'b32'> => {
+    const key = `${way}${pitch}`;
     let r = bases.get(key);
     if (r === undefined) {
-      r =
-        kind === 'row'
-          ? asm.op('mad.lo.s32', g, pitch, asm.op('shl.b32', t, 2))
-          : asm.op('mad.lo.s32', t, 2 * pitch, asm.op('shl.b32', g, 2));
+      if (way === 'a' || way === 'b')
+        r = asm.op('mad.lo.s32', rowOf[way](), pitch, asm.op('shl.b32', chunkOf[way](), 4));
+      // Column g of row 2 t.
+      else r = asm.op('mad.lo.s32', t, 2 * pitch, asm.op('shl.b32', g, 2));
       bases.set(key, r);
     }
     return r;
   };
-  /** The tf32 nearest to x, and the tf32 nearest to what that leaves. */
-  const split = (x: Reg<'f32'>): [Reg<'b32'>, Reg<'b32'>] => {
-    const high = asm.op('cvt.rna.tf32.f32', x);
-    const rest = asm.op('sub.f32', x, asm.op('mov.f32.b32', high));
-    return [high, asm.op('cvt.rna.tf32.f32', rest)];
+  // A matrix load moves 16 bytes of a row to four lanes: of floats, column t of row g.
+  const rowOf = {
+    a: () => asm.op('and.b32', lane, 15),
+    b: () => asm.op('mad.lo.s32', asm.op('shr.u32', lane, 4), 8, asm.op('and.b32', lane, 7)),
   };
-  const fragment = (values: readonly Reg<'f32'>[]): Fragment => {
+  const chunkOf = {
+    a: () => asm.op('shr.u32', lane, 4),
+    b: () => asm.op('and.b32', asm.op('shr.u32', lane, 3), 1),
+  };
+  /**
+   * The tf32 nearest to x, and what that leaves. Integer operations: the conversion instruction has a quarter of their
+   * rate. The tensor core does not look at the 13 bits below a tf32, so that the rest, of 12 bits, loses its last one.
+   */
+  const split = (x: Reg<'b32'>): [Reg<'b32'>, Reg<'b32'>] => {
+    const high = asm.op('and.b32', asm.op('add.s32', x, 0x1000), 0xffffe000);
+    const rest = asm.op('sub.f32', asm.op('mov.f32.b32', x), asm.op('mov.f32.b32', high));
+    return [high, asm.op('mov.b32.f32', rest)];
+  };
+  const fragment = (values: readonly Reg<'b32'>[]): Fragment => {
     const halves = values.map(split);
     return [...halves.map((h) => h[0]), ...halves.map((h) => h[1])];
   };
@@ -172,33 +186,42 @@ function single(asm: Assembler, { g, t }: Lanes): Arithmetic {
   return {
     storage: 'f32',
     bytes: 4,
-    kStep: 8,
+    kStep: 16,
     view(base, pitch, ...ways) {
-      const row = asm.op('add.s32', base, laneBase('row', pitch));
-      const down = ways.includes('bt') ? asm.op('add.s32', base, laneBase('down', pitch)) : null;
-      const read = (at: Reg<'b32'>, offset: number): Reg<'f32'> => asm.load('shared', 'f32', at, offset);
-      const right = (n8: number, k: number): Fragment =>
-        fragment([0, 16].map((half) => read(row, n8 * 8 * pitch + k * 32 + half)));
+      const at = (way: Way): Reg<'b32'> | null =>
+        ways.includes(way) ? asm.op('add.s32', base, laneBase(way, pitch)) : null;
+      const [a, b, down] = [at('a'), at('b'), at('bt')];
       const below = (k: number, n8: number): Fragment =>
-        fragment([0, pitch].map((odd) => read(down ?? missing(), k * 8 * pitch + n8 * 32 + odd)));
+        fragment(
+          [0, 1, 8, 9].map((row) => asm.load('shared', 'b32', down ?? missing(), (k * 16 + row) * pitch + n8 * 32)),
+        );
       return {
         a: (m, k) =>
-          fragment(
-            [0, 16].flatMap((half) => [0, 8].map((lower) => read(row, (m * 16 + lower) * pitch + k * 32 + half))),
-          ),
-        b: (n, k) => [right(2 * n, k), right(2 * n + 1, k)],
+          fragment([0, 32].flatMap((half) => ldmatrix(asm, 4, a ?? missing(), m * 16 * pitch + k * 64 + half))),
+        b: (n, k) => {
+          const [x, y] = [0, 32].map((half) => ldmatrix(asm, 4, b ?? missing(), n * 16 * pitch + k * 64 + half));
+          return [fragment([...x.slice(0, 2), ...y.slice(0, 2)]), fragment([...x.slice(2), ...y.slice(2)])];
+        },
         bt: (k, n) => [below(k, 2 * n), below(k, 2 * n + 1)],
       };
     },
     mma(acc, a, b) {
       const part = asm.regs('f32', 4);
-      mmaTf32(asm, part, a.slice(4), b.slice(0, 2), zeros);
-      mmaTf32(asm, part, a.slice(0, 4), b.slice(2), part);
-      mmaTf32(asm, part, a.slice(0, 4), b.slice(0, 2), part);
+      // Highs of both halves of the step, then lows. What is small comes first: sums are truncated.
+      const [aHigh, aLow, bHigh, bLow] = [a.slice(0, 8), a.slice(8), b.slice(0, 4), b.slice(4)];
+      const product = (half: number, left: Fragment, right: Fragment, to: readonly Reg<'f32'>[]): void =>
+        mmaTf32(asm, part, left.slice(4 * half, 4 * half + 4), right.slice(2 * half, 2 * half + 2), to);
+      product(0, aLow, bHigh, zeros);
+      product(1, aLow, bHigh, part);
+      product(0, aHigh, bLow, part);
+      product(1, aHigh, bLow, part);
+      product(0, aHigh, bHigh, part);
+      product(1, aHigh, bHigh, part);
       for (let i = 0; i < 4; i++) asm.set(acc[i], 'add.f32', acc[i], part[i]);
     },
     // Columns 2t and 2t + 1 stand for inner positions t and t + 4; `bt` reads rows in the same order.
-    fromTiles: (tiles, k) => fragment([tiles[k][0], tiles[k][2], tiles[k][1], tiles[k][3]]),
+    fromTiles: (tiles, k) =>
+      fragment([0, 1].flatMap((half) => [0, 2, 1, 3].map((e) => asm.op('mov.b32.f32', tiles[2 * k + half][e])))),
   };
 }
 

@@ -30,8 +30,11 @@ export interface RowSource {
   row(index: Reg<'b32'>): Reg<'b64'>;
   /** The same rows from a byte on. */
   from(bytes: Reg<'b64'>): RowSource;
-  /** Bytes from a row to the next, when rows are evenly spaced; null when every row must be looked up. */
-  readonly strideBytes: Reg<'b64'> | null;
+  /**
+   * How later rows of a block are found: so many bytes after the one before; each `anew` by its number; or looked up, which
+   * works for rows that exist alone.
+   */
+  readonly next: Reg<'b64'> | 'anew' | 'looked up';
 }
 
 /** Rows `base + index * stride`. */
@@ -39,7 +42,16 @@ export function strided(asm: Assembler, base: Reg<'b64'>, strideBytes: Reg<'b64'
   return {
     from: (bytes) => strided(asm, asm.op('add.s64', base, bytes), strideBytes),
     row: (index) => asm.op('add.s64', base, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', index), strideBytes)),
-    strideBytes,
+    next: strideBytes,
+  };
+}
+
+/** The same with a stride of 32 bits: where that is a parameter, an address is one instruction and no register waits for it. */
+export function narrowlyStrided(asm: Assembler, base: Reg<'b64'>, stride: Reg<'b32'>): RowSource {
+  return {
+    from: (bytes) => narrowlyStrided(asm, asm.op('add.s64', base, bytes), stride),
+    row: (index) => asm.op('add.s64', base, asm.op('mul.wide.s32', index, stride)),
+    next: 'anew',
   };
 }
 
@@ -92,13 +104,15 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
       return slot;
     };
     const index = asm.op('add.s32', first, row);
-    const step = own.strideBytes === null ? null : asm.op('mul.lo.s64', own.strideBytes, rowStep);
+    const { next } = own;
+    const step = typeof next === 'string' ? null : asm.op('mul.lo.s64', next, rowStep);
     // Looked-up rows must exist; evenly spaced ones may lie past the end, where nothing is read.
-    const lookUp = (here: Reg<'b32'>): Reg<'b64'> => own.row(asm.op('min.s32', here, asm.op('sub.s32', limit, 1)));
-    let address = step === null ? lookUp(index) : own.row(index);
+    const rowAt = (here: Reg<'b32'>): Reg<'b64'> =>
+      own.row(next === 'looked up' ? asm.op('min.s32', here, asm.op('sub.s32', limit, 1)) : here);
+    let address = rowAt(index);
     for (let i = 0; i < passes; i++) {
       const here = i === 0 ? index : asm.op('add.s32', index, i * rowStep);
-      if (i > 0) address = step === null ? lookUp(here) : asm.op('add.s64', address, step);
+      if (i > 0) address = step === null ? rowAt(here) : asm.op('add.s64', address, step);
       const inside = asm.op('setp.lt.s32', here, limit);
       const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
       copyChunk(asm, grain, slots(i), i * rowStep * pitch, address, valid);

@@ -1,4 +1,5 @@
 /** Every argument a kernel may take: its type, and where its value comes from at a launch. Kernels name the ones they want. */
+import { BYTES } from '../../../core/dtype.ts';
 import { LOG2E } from '../../../core/math.ts';
 import { dropThreshold, keepScale } from '../../../problem/philox.ts';
 import type { Problem } from '../../../problem/problem.ts';
@@ -29,6 +30,12 @@ const stride = (tensor: keyof Problem['strides'], axis: 'b' | 'h' | 's'): Typed<
   (a) => a.problem.strides[tensor][axis],
 ];
 
+/** Bytes from a row to the next. */
+const rowBytes = (tensor: keyof Problem['strides']): Typed<'b32'> => [
+  'b32',
+  (a) => a.problem.strides[tensor].s * BYTES[a.problem.dtype],
+];
+
 const TABLE = {
   q: address('q'),
   k: address('k'),
@@ -56,6 +63,8 @@ const TABLE = {
   /** Partial results of splits: f32 outputs, then (m, l). */
   partOut: address('partOut'),
   partState: address('partState'),
+  /** For each key head of each sequence, how many splits are done. */
+  counters: address('counters'),
   dSide: address('dSide'),
   sideState: address('sideState'),
   qB: stride('q', 'b'),
@@ -67,6 +76,8 @@ const TABLE = {
   vB: stride('v', 'b'),
   vH: stride('v', 'h'),
   vS: stride('v', 's'),
+  kRow: rowBytes('k'),
+  vRow: rowBytes('v'),
   outB: stride('out', 'b'),
   outH: stride('out', 'h'),
   outS: stride('out', 's'),

@@ -1,7 +1,9 @@
 /** Where a block of threads works: which sequence and head, and the rows of each tensor that belong to them. */
+import { BYTES } from '../../../core/dtype.ts';
+import type { Problem } from '../../../problem/problem.ts';
 import type { Assembler } from '../ptx/assembler.ts';
 import type { Reg } from '../ptx/registers.ts';
-import { type RowSource, strided } from './loader.ts';
+import { narrowlyStrided, type RowSource, strided } from './loader.ts';
 import { take, takeSides } from './parameters.ts';
 import type { Spec } from './spec.ts';
 
@@ -63,6 +65,12 @@ export function queryRows(
   return strided(asm, base, asm.op('mul.lo.s64', strides.s, spec.size));
 }
 
+/** Why a kernel that computes addresses as `keyRows` does cannot serve a problem, or null. */
+export function keysRefusal({ strides, dtype, kv }: Problem): string | null {
+  const furthest = Math.max(Math.abs(strides.k.s), Math.abs(strides.v.s)) * BYTES[dtype];
+  return kv.kind === 'strided' && furthest >= 2 ** 31 ? 'rows of k or v are 2 GiB or more apart' : null;
+}
+
 /** Rows of k and v of one key head: strided, or found through the page table. */
 export function keyRows(
   asm: Assembler,
@@ -73,11 +81,12 @@ export function keyRows(
   const p = take(asm, 'k', 'v', 'kB', 'kH', 'kS', 'vB', 'vH', 'vS');
   const strides = { k: { b: p.kB, h: p.kH, s: p.kS }, v: { b: p.vB, h: p.vH, s: p.vS } };
   if (spec.pageSize === 0) {
-    const rows = (tensor: Reg<'b64'>, s: StrideRegs): RowSource => {
+    const { kRow, vRow } = take(asm, 'kRow', 'vRow');
+    const rows = (tensor: Reg<'b64'>, s: StrideRegs, row: Reg<'b32'>): RowSource => {
       const base = baseOf(asm, tensor, s, { b: place.b, h: hkv, start: place.kStart }, spec.size);
-      return strided(asm, base, asm.op('mul.lo.s64', s.s, spec.size));
+      return narrowlyStrided(asm, base, row);
     };
-    return { k: rows(p.k, strides.k), v: rows(p.v, strides.v), kStrides: strides.k, vStrides: strides.v };
+    return { k: rows(p.k, strides.k, kRow), v: rows(p.v, strides.v, vRow), kStrides: strides.k, vStrides: strides.v };
   }
   const { pages, maxPages } = take(asm, 'pages', 'maxPages');
   const firstPage = asm.op('mul.wide.s32', asm.op('mul.lo.s32', place.b, maxPages), 4);
@@ -88,7 +97,7 @@ export function keyRows(
     const pageBytes = asm.op('mul.lo.s64', s.b, spec.size);
     const rowBytes = asm.op('mul.lo.s64', s.s, spec.size);
     return {
-      strideBytes: null,
+      next: 'looked up',
       from: (bytes) => rows(asm.op('add.s64', tensor, bytes), s),
       row: (index) => {
         const row = asm.op('add.s32', index, place.kStart);

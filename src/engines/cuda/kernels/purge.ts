@@ -115,6 +115,8 @@ export function addAttended(asm: Assembler, options: Attended): void {
   const line = asm.op('mad.lo.s32', row, pitch, base);
   const swizzle = chunkByte(asm, spec.storage, row, asm.constant('b32', 0));
   acc[0].forEach((_, n) => {
+    // Keeps the compiler from reading all columns first: this is rare, and registers are what the caller is short of.
+    if (n % 4 === 0) asm.emit('bar.warp.sync', '-1');
     for (const j of [0, 1]) {
       // Byte of column 8 n + 2 t + j; its 16-byte chunk is permuted by the row.
       const byte = asm.op('mad.lo.s32', t, 2 * spec.size, (n * 8 + j) * spec.size);

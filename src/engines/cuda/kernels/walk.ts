@@ -122,3 +122,31 @@ export function walkBlocks(asm: Assembler, { rowStart, runs, rows, rowStride }: 
     },
   };
 }
+
+/** Where the runs of a row of blocks are found: addresses, and strides over sequences and heads. */
+export interface RunTables {
+  readonly rowStart: Reg<'b64'>;
+  readonly runs: Reg<'b64'>;
+  readonly runB: Reg<'b32'>;
+  readonly runH: Reg<'b32'>;
+}
+
+/**
+ * Walks what block `block` of `heads` heads from `head` on attends to, or is attended to by: blocks of `size` positions of
+ * `length`. Without a mask that is every block.
+ */
+export function walkOf(
+  asm: Assembler,
+  masked: boolean,
+  tables: RunTables,
+  at: { b: Reg<'b32'>; head: Reg<'b32'>; block: Reg<'b32'>; heads: number },
+  length: Reg<'b32'>,
+  size: number,
+): BlockWalk {
+  if (!masked) return walkAll(asm, at.heads, blocksIn(asm, length, size));
+  const { rowStart, runs, runB, runH } = tables;
+  const row = asm.op('mad.lo.s32', at.b, runB, asm.op('mad.lo.s32', at.head, runH, at.block));
+  const start = asm.op('add.s64', rowStart, asm.op('mul.wide.s32', row, 4));
+  const rowStride = at.heads === 1 ? asm.constant('b32', 0) : runH;
+  return walkBlocks(asm, { rowStart: start, runs, rows: at.heads, rowStride });
+}
