@@ -6,7 +6,7 @@ import test from 'node:test';
 import { instantiate, type Spec } from '../../src/conformance/spec.ts';
 import { tensor } from '../../src/core/tensor.ts';
 import { KERNELS } from '../../src/engines/webgpu/kernels/index.ts';
-import { alibi, and, causal, compose, slidingWindow, softcap } from '../../src/mods/library.ts';
+import { alibi, and, biasTensor, causal, compose, documents, slidingWindow, softcap } from '../../src/mods/library.ts';
 import { FLOOR, H200, SOFTWARE } from './devices.ts';
 
 const FOLDER = join('test', 'golden', 'webgpu');
@@ -94,6 +94,33 @@ test('every head size has a kernel on the smallest device, inside its limits', (
               }
         }
       }
+});
+
+test('where a device binds few buffers, sides share one', () => {
+  const { problem } = instantiate('gathered', {
+    Sq: 64,
+    Hq: 2,
+    sink: true,
+    mask: () => documents(tensor(new Int32Array(64), [1, 64])),
+    mod: () => compose(alibi(slopes), biasTensor(tensor(new Uint16Array(64 * 64), [64, 64], 'f16'))),
+  });
+  assert.equal(problem.sides.length, 3);
+  for (const [pass, kernel] of [
+    ['forward', 'forward'],
+    ['backward', 'backward'],
+  ] as const) {
+    const { refuse, configs, shaders } = KERNELS.find(
+      (k) => k.name === kernel && k.pass === pass,
+    ) as (typeof KERNELS)[number];
+    assert.equal(refuse(problem, FLOOR), null);
+    for (const config of configs(problem, FLOOR))
+      for (const { name, bindings } of shaders(problem, config, FLOOR))
+        assert.ok(bindings.length <= FLOOR.storageBuffers, `${name} binds ${bindings.map((b) => b.name)}`);
+    const [roomy] = configs(problem, H200);
+    assert.equal(roomy.gathered, undefined);
+    assert.match(refuse(problem, { ...FLOOR, storageBuffers: 7 }) ?? '', /8 storage buffers, the device binds 7/);
+    assert.match(refuse(problem, { ...FLOOR, bindingSize: 8300 }) ?? '', /sides of 8456 bytes in one storage buffer/);
+  }
 });
 
 test('a subgroup kernel is refused where subgroups are too small or missing', () => {

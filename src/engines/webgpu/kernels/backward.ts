@@ -8,9 +8,10 @@
 import { ceilDiv } from '../../../core/math.ts';
 import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
-import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
+import type { ModuleBuilder, Shader } from '../wgsl/module.ts';
 import { unroll2 } from '../wgsl/text.ts';
 import { deltaShader, sinkShader } from './delta.ts';
+import { gatherDispatches, gathering, gatherShaders, gatherSpace, moduleFor, refuseBuffers } from './gathered.ts';
 import { columnStatistics, declareGradients, rowStatistics, scoreGradients, setLseBase } from './gradients.ts';
 import { headOf, placeOf } from './head.ts';
 import {
@@ -89,17 +90,17 @@ export const backward: WebGpuKernel<BackwardConfig> = defineKernel({
   refuse(problem, caps) {
     // Side gradients are sums over all heads and batches at once.
     const sides = problem.grads?.sides.includes(true) === true;
-    const shared = refuseShared(problem, caps, !sides) ?? refuseSides(problem);
+    const shared = refuseShared(problem, caps, !sides, true) ?? refuseSides(problem);
     if (shared !== null) return shared;
     if (problem.kv.kind === 'paged') return 'keys and values in pages, which sequences may share, have no gradients';
-    const buffers = LEAST_BUFFERS + problem.sides.length;
-    return buffers > caps.storageBuffers ? `${buffers} storage buffers, the device binds ${caps.storageBuffers}` : null;
+    return refuseBuffers(problem, LEAST_BUFFERS, caps, true);
   },
   configs(problem, caps) {
     const fitting = candidates(problem, caps).filter((t) =>
       [t, queryTile(t)].every((one) => fits(one, placing(problem)(), caps)),
     );
-    return caps.software ? fitting.slice(0, 1) : fitting;
+    const gathered = gathering(problem, LEAST_BUFFERS, caps);
+    return (caps.software ? fitting.slice(0, 1) : fitting).map((t) => ({ ...t, ...gathered }));
   },
   cost(problem, t, caps) {
     const flops = flopsOf(problem, 'backward');
@@ -109,7 +110,10 @@ export const backward: WebGpuKernel<BackwardConfig> = defineKernel({
     const busy = busyShare(problem.B * problem.Hkv * ceilDiv(problem.Sk, rowsOf(t)), caps);
     return { flops, bytes, workspace: rowBytes(problem), seconds: (flops / rate + bytes / caps.bandwidth / 8) / busy };
   },
-  shaders: (problem, t, caps) => passesOf(problem, caps).map((pass) => pass.emit(problem, t)),
+  shaders: (problem, t, caps) => [
+    ...passesOf(problem, caps).map((pass) => pass.emit(problem, t)),
+    ...gatherShaders(problem, t),
+  ],
   launch: launchBackward,
 });
 
@@ -169,14 +173,20 @@ function launchBackward(problem: Problem, t: BackwardConfig, caps: WebGpuCaps): 
   }
   const passes = passesOf(problem, caps);
   const slices = sliced(problem, caps.bindingSize, values);
-  const workspace: Record<string, number> = { rows: rowBytes(problem) };
+  const workspace: Record<string, number> = { rows: rowBytes(problem), ...gatherSpace(problem, t) };
   for (const pass of passes) Object.assign(workspace, pass.workspace?.(problem, t));
   return {
-    dispatches: passes.flatMap((pass, shader) =>
-      slices
-        .slice(0, pass.once === true ? 1 : undefined)
-        .map((slice) => ({ shader, grid: pass.grid(problem, t, slice), params: slice.params, windows: slice.windows })),
-    ),
+    dispatches: [
+      ...gatherDispatches(problem, t, passes.length),
+      ...passes.flatMap((pass, shader) =>
+        slices.slice(0, pass.once === true ? 1 : undefined).map((slice) => ({
+          shader,
+          grid: pass.grid(problem, t, slice),
+          params: slice.params,
+          windows: slice.windows,
+        })),
+      ),
+    ],
     tables: tables.pack(),
     workspace,
     zeroed: [...(problem.uniform ? [] : ['dq', 'dk', 'dv']), ...problem.sides.map((_, i) => `dSide${i}`)],
@@ -196,7 +206,7 @@ function sources(m: ModuleBuilder, problem: Problem, t: TileConfig) {
 
 /** dQ: one workgroup walks the keys of its queries, as forward does. */
 function emitQ(problem: Problem, t: TileConfig): Shader {
-  const m = new ModuleBuilder();
+  const m = moduleFor(problem, t);
   const quadsD = quadsOf(problem, 'q');
   const at = placesOf(t, placing(problem)());
   declareGradients(m, problem, 'kv');
@@ -230,7 +240,7 @@ ${unroll2(t.tm, outQuads(t, quadsD), (i, n) => `${store}(u32(q_${i}), c + ${t.ct
 
 /** dK and dV: one workgroup walks the queries of its keys, over every query head that reads them. */
 function emitKv(problem: Problem, t: TileConfig, want: { readonly k: boolean; readonly v: boolean }): Shader {
-  const m = new ModuleBuilder();
+  const m = moduleFor(problem, t);
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
   const at = placesOf(t, placing(problem)());
   const { k: wantK, v: wantV } = want;

@@ -7,10 +7,12 @@ import { flopsOf, tiledBytes } from '../../../problem/cost.ts';
 import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { LOG2, unroll, unroll2, XYZW } from '../wgsl/text.ts';
+import { gatherDispatches, gathering, gatherShaders, gatherSpace, moduleFor } from './gathered.ts';
 import { headOf, placeOf, type RowMax } from './head.ts';
 import {
   addRuns,
   defineKernel,
+  forwardBuffers,
   type Launch,
   problemTables,
   refuseShared,
@@ -57,7 +59,7 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
     name,
     pass: 'forward',
     refuse(problem, caps) {
-      const shared = refuseShared(problem, caps, true);
+      const shared = refuseShared(problem, caps, true, true);
       if (shared !== null) return shared;
       if (rowMax === 'subgroup') {
         if (caps.subgroups === null) return 'the device has no subgroups, or no subgroup_id';
@@ -75,7 +77,11 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
       const busy = busyShare(problem.B * problem.Hq * ceilDiv(problem.Sq, rowsOf(t)), caps);
       return { flops, bytes, workspace: 0, seconds: ((flops * padding) / rate + bytes / caps.bandwidth / 8) / busy };
     },
-    shaders: (problem, t) => [emitForward(problem, t, rowMax), ...(problem.uniform ? [] : [fillShader()])],
+    shaders: (problem, t) => [
+      emitForward(problem, t, rowMax),
+      ...(problem.uniform ? [] : [fillShader()]),
+      ...gatherShaders(problem, t),
+    ],
     launch: launchForward,
   });
 }
@@ -83,7 +89,8 @@ export function defineForward(name: string, rowMax: RowMax): WebGpuKernel<TileCo
 function configsOf(problem: Problem, caps: WebGpuCaps, rowMax: RowMax): TileConfig[] {
   const fitting = tileConfigs(candidates(problem, caps), placing(problem), caps);
   const able = rowMax === 'workgroup' ? fitting : fitting.filter((t) => rowSpan(t) <= (caps.subgroups?.min ?? 0));
-  return caps.software ? able.slice(0, 1) : able;
+  const gathered = gathering(problem, forwardBuffers(problem), caps);
+  return (caps.software ? able.slice(0, 1) : able).map((t) => ({ ...t, ...gathered }));
 }
 
 function launchForward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launch {
@@ -95,9 +102,9 @@ function launchForward(problem: Problem, t: TileConfig, caps: WebGpuCaps): Launc
     return { shader: 0, grid, params, windows };
   });
   return {
-    dispatches: [...unusedRows(problem, values), ...slices],
+    dispatches: [...gatherDispatches(problem, t, problem.uniform ? 1 : 2), ...unusedRows(problem, values), ...slices],
     tables: tables.pack(),
-    workspace: {},
+    workspace: gatherSpace(problem, t),
     zeroed: problem.uniform ? [] : ['out'],
   };
 }
@@ -117,7 +124,7 @@ export const unusedRows = (problem: Problem, params: Record<string, number>): La
   problem.uniform ? [] : [{ shader: 1, grid: [64, 1, 1], params }];
 
 function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
-  const m = new ModuleBuilder();
+  const m = moduleFor(problem, t);
   const vs = colQuads(t);
   const [quadsD, quadsV] = [quadsOf(problem, 'q'), quadsOf(problem, 'v')];
   const ns = outQuads(t, quadsV);

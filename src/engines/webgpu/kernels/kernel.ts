@@ -7,6 +7,7 @@ import type { Problem } from '../../../problem/problem.ts';
 import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Shader } from '../wgsl/module.ts';
 import { keepLoops } from '../wgsl/text.ts';
+import { refuseBuffers } from './gathered.ts';
 import { aligned, strideValues } from './rows.ts';
 import { FAMILIES, oneHead, slicesOf, WHOLE, type Windows, wholeOf, windowOf } from './slices.ts';
 
@@ -91,14 +92,19 @@ export function problemKey(problem: Problem): string {
   ].join('|');
 }
 
-/** Why no kernel of this engine serves the problem, or null. Names the limit and both numbers. `split`: the kernel runs in slices. */
-export function refuseShared(problem: Problem, caps: WebGpuCaps, split = false): string | null {
-  const { dtype, B, Hq, sides, sink } = problem;
+/** q, k, v, out, lse, tables and the sink, as forward binds them besides sides. */
+export const forwardBuffers = ({ sink }: Problem): number => 6 + (sink ? 1 : 0);
+
+/**
+ * Why no kernel of this engine serves the problem, or null. Names the limit and both numbers. `split`: the kernel runs in slices,
+ * `gather`: it can have all sides in one buffer.
+ */
+export function refuseShared(problem: Problem, caps: WebGpuCaps, split = false, gather = false): string | null {
+  const { dtype, B, Hq, sides } = problem;
   if (dtype === 'f64') return 'WGSL has no float64';
   if (sides.some((s) => s.dtype === 'f64')) return 'WGSL has no float64, and a side tensor is';
-  // q, k, v, out, lse and tables, as forward binds them; backward checks its own.
-  const buffers = 6 + sides.length + (sink ? 1 : 0);
-  if (buffers > caps.storageBuffers) return `${buffers} storage buffers, the device binds ${caps.storageBuffers}`;
+  const unbound = refuseBuffers(problem, forwardBuffers(problem), caps, gather);
+  if (unbound !== null) return unbound;
   const slices = slicesOf(problem, caps.bindingSize);
   if (slices === null || (slices.length > 1 && !split)) {
     const largest = Math.max(

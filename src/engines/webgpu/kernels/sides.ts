@@ -51,7 +51,8 @@ export function axesOf({ load }: Term): Axis[] | null {
  * need, so it is small enough for 16 KiB.
  */
 const SMALL = tile(8, 8, 4, 32, 4, 16);
-const smaller = (t: TileConfig): TileConfig => (rowsOf(t) * t.cols > rowsOf(SMALL) * SMALL.cols ? SMALL : t);
+const smaller = (t: TileConfig): TileConfig =>
+  rowsOf(t) * t.cols <= rowsOf(SMALL) * SMALL.cols ? t : t.gathered ? { ...SMALL, gathered: true } : SMALL;
 const onSmallTiles = ({ emit, grid, workspace }: Pass): Pass => ({
   emit: (p, t) => emit(p, smaller(t)),
   grid: (p, t, over) => grid(p, smaller(t), over),

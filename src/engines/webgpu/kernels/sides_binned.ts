@@ -9,10 +9,12 @@ import { expressionFn, positionOf } from '../wgsl/expressions.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { unroll2 } from '../wgsl/text.ts';
 import type { Pass } from './backward.ts';
+import { moduleFor } from './gathered.ts';
 import { placeOf } from './head.ts';
 import { partialsName, type Side, type Term, tilesOf } from './sides.ts';
 import { contribution, declareFactor, sideTile } from './sides_tile.ts';
-import { colQuads, putWhole, rowsOf, type Tile, threadsOf } from './tile.ts';
+import { colQuads, putWhole, rowsOf, threadsOf } from './tile.ts';
+import type { TileConfig } from './tiles.ts';
 
 /** Partial sums lie as [b h][element]: every element, whichever (b, h) reads it, in a fixed place. */
 export function binnedPasses(side: Side): Pass[] {
@@ -27,8 +29,8 @@ export function binnedPasses(side: Side): Pass[] {
   ]);
 }
 
-function binShader(problem: Problem, t: Tile, side: Side, term: Term): Shader {
-  const m = new ModuleBuilder();
+function binShader(problem: Problem, t: TileConfig, side: Side, term: Term): Shader {
+  const m = moduleFor(problem, t);
   const { at, enter, compute } = sideTile(m, problem, t);
   const partials = m.storage(partialsName(side.k), 'array<f32>', 'read_write');
   const size = sizeOf(side.tensor.shape);

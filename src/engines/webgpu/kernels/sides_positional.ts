@@ -4,10 +4,12 @@ import type { Problem } from '../../../problem/problem.ts';
 import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { unroll, unroll2 } from '../wgsl/text.ts';
 import type { Pass } from './backward.ts';
+import { moduleFor } from './gathered.ts';
 import { placeOf } from './head.ts';
 import { type Axis, partialsName, type Side, tilesOf } from './sides.ts';
 import { contribution, declareFactor, sideTile } from './sides_tile.ts';
 import { colQuads, putWhole, rowAt, rowsOf, type Tile, threadsOf } from './tile.ts';
+import type { TileConfig } from './tiles.ts';
 
 /** Which of q and kv the side has an axis for decides what one workgroup sums and what it writes. */
 export function positionalPasses(problem: Problem, side: Side, axes: readonly Axis[]): Pass[] {
@@ -49,8 +51,8 @@ function elementOf(side: Side, axes: readonly Axis[], names: Readonly<Record<str
 }
 
 /** Both q and kv: a workgroup owns a tile of the side and sums over the batches and heads that share it. */
-function matrixShader(problem: Problem, t: Tile, side: Side, axes: readonly Axis[]): Shader {
-  const m = new ModuleBuilder();
+function matrixShader(problem: Problem, t: TileConfig, side: Side, axes: readonly Axis[]): Shader {
+  const m = moduleFor(problem, t);
   const { enter, compute } = sideTile(m, problem, t);
   declareFactor(m, problem, side.terms);
   const target = m.storage(`dSide${side.k}`, 'array<f32>', 'read_write');
@@ -88,8 +90,8 @@ ${store}`;
  * Not both: workgroup (b h, row tile, key tile) sums over what the side lacks and leaves one number a query (`queries`), a key
  * (`keys`) or a tile of queries (`heads`) of its (b, h).
  */
-function partialShader(problem: Problem, t: Tile, side: Side, shape: 'queries' | 'keys' | 'heads'): Shader {
-  const m = new ModuleBuilder();
+function partialShader(problem: Problem, t: TileConfig, side: Side, shape: 'queries' | 'keys' | 'heads'): Shader {
+  const m = moduleFor(problem, t);
   const { at, enter, compute } = sideTile(m, problem, t);
   declareFactor(m, problem, side.terms);
   const partials = m.storage(partialsName(side.k), 'array<f32>', 'read_write');

@@ -1,10 +1,11 @@
 /** Tile sizes for a head size on a device, from an itemised count of workgroup memory and registers. */
 import { ceilDiv } from '../../../core/math.ts';
 import type { Config } from '../../../engine/contract.ts';
+import type { Gathered } from './gathered.ts';
 import type { WebGpuCaps } from './kernel.ts';
 import { type PlaceOptions, placesOf, type Tile, threadsOf } from './tile.ts';
 
-export type TileConfig = Tile & Config;
+export type TileConfig = Tile & Gathered & Config;
 
 /** Bytes of workgroup memory of a tile: the arena and one flag. */
 export const workgroupBytes = (t: TileConfig, place: PlaceOptions): number => placesOf(t, place).size * 16 + 16;

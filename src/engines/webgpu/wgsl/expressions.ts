@@ -104,19 +104,24 @@ const WORDS: Readonly<Record<DType, string>> = {
 
 export const sideName = (k: number): string => `side${k}`;
 
+/** The one buffer of all sides, where they share one. */
+export const GATHERED = 'sides';
+
 /** Code for element `at` (a u32 expression) of side k. */
 function loadSide(m: ModuleBuilder, dtype: DType, k: number, at: string): string {
-  const words = m.storage(sideName(k), WORDS[dtype]);
+  const first = m.sidePlaces?.[k];
+  const words = first === undefined ? m.storage(sideName(k), WORDS[dtype]) : m.storage(GATHERED, 'array<u32>');
+  const word = (i: string): string => `${words}[${first === undefined ? i : `(${i}) + ${first}u`}]`;
   switch (dtype) {
     case 'f32':
     case 'i32':
-      return `${words}[${at}]`;
+      return first === undefined ? word(at) : `bitcast<${dtype}>(${word(at)})`;
     case 'f16':
-      return `unpack2x16float(${words}[${at} >> 1u] >> ((${at} & 1u) * 16u)).x`;
+      return `unpack2x16float(${word(`${at} >> 1u`)} >> ((${at} & 1u) * 16u)).x`;
     case 'bf16':
-      return `bitcast<f32>((${words}[${at} >> 1u] >> ((${at} & 1u) * 16u)) << 16u)`;
+      return `bitcast<f32>((${word(`${at} >> 1u`)} >> ((${at} & 1u) * 16u)) << 16u)`;
     case 'u8':
-      return `(((${words}[${at} >> 2u] >> ((${at} & 3u) * 8u)) & 255u) != 0u)`;
+      return `(((${word(`${at} >> 2u`)} >> ((${at} & 3u) * 8u)) & 255u) != 0u)`;
     default:
       throw new Error(`no ${dtype} elements in WGSL`);
   }

@@ -47,11 +47,17 @@ export interface Entry {
 }
 
 export class ModuleBuilder {
+  /** First word of each side tensor in the buffer that holds all, or null where each has its own. */
+  readonly sidePlaces: readonly number[] | null;
   readonly #enables: string[] = [];
   readonly #bindings: Binding[] = [];
   readonly #params: Param[] = [];
   readonly #declarations: string[] = [];
   readonly #functions = new Map<string, string>();
+
+  constructor(sidePlaces: readonly number[] | null = null) {
+    this.sidePlaces = sidePlaces;
+  }
 
   /** Turns on a WGSL extension, such as `f16`. */
   enable(extension: string): void {
