@@ -9,6 +9,7 @@ import { encodeTensorMap } from '../../src/engines/cuda/driver/tensormap.ts';
 import type { CudaCaps, CudaKernel } from '../../src/engines/cuda/kernel.ts';
 import { backwardWgmma } from '../../src/engines/cuda/kernels/backward_wgmma.ts';
 import { backwardWgmmaFused, walkOf } from '../../src/engines/cuda/kernels/backward_wgmma_fused.ts';
+import { backwardWgmmaPair } from '../../src/engines/cuda/kernels/backward_wgmma_pair.ts';
 import { forwardWgmma } from '../../src/engines/cuda/kernels/forward_wgmma.ts';
 import { Assembler } from '../../src/engines/cuda/ptx/assembler.ts';
 import {
@@ -239,6 +240,14 @@ for (const D of [64, 128, 256, 40, 192])
         );
       else
         assert.match(backwardWgmmaFused.refuse(problem, HOPPER) ?? '', /different lengths|not yet checked|up to 128/);
+    });
+    test(`backward_wgmma_pair D=${D} ${what}: hardly any spills, no products serialised, fits`, {
+      skip: ptxasMissing,
+    }, () => {
+      const problem = problemOf(D, { ...overrides, grads });
+      const refused = backwardWgmmaPair.refuse(problem, HOPPER);
+      if (refused === null) assembleAll(`D=${D} ${what}`, backwardWgmmaPair as CudaKernel, problem, 48);
+      else assert.match(refused, /different lengths|modifiers and dropout|129 to 256/);
     });
     test(`forward_wgmma D=${D} ${what}: no spills, no products serialised, fits`, { skip: ptxasMissing }, () => {
       assembleAll(`D=${D} ${what}`, forwardWgmma as CudaKernel, problemOf(D, overrides));

@@ -16,9 +16,10 @@ import type { Launch } from '../driver/launch.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
+import { PANEL } from '../ptx/wgmma.ts';
 import { lseBytes } from './backward_mma.ts';
+import { emitFinish } from './backward_wgmma_finish.ts';
 import { emitFusedCompute } from './backward_wgmma_fused_compute.ts';
-import { emitFusedFinish } from './backward_wgmma_fused_finish.ts';
 import { emitFusedLoads, emitFusedSums } from './backward_wgmma_fused_load.ts';
 import { type FusedConfig, GROUPS, KEYS, layoutOfFused, SCRATCH_BYTES } from './backward_wgmma_fused_shared.ts';
 import { panelMap, panelSpec, refuseHopper, sectionOf } from './forward_wgmma.ts';
@@ -29,25 +30,31 @@ import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
  * Heads that are mixed at least, times the head size with masks: blocks of a head that start together wait for each other.
  * That costs less than scratch tiles that leave the L2 cache.
  */
-const MIXED = { full: 6, masked: 2048 } as const;
+export const MIXED = { full: 6, masked: 2048 } as const;
 
 /** Most blocks of a head: their steps are kept as a table. */
-const LONGEST = 2 ** 22;
+export const LONGEST = 2 ** 22;
 
 function candidates(problem: Problem): FusedConfig[] {
   const { padD } = panelSpec(problem);
   const ragged = problem.Sk % KEYS !== 0;
   // A modifier's slope and dropout need registers, and P is not known before them.
   const plain = problem.mod === null && problem.dropout === null && panelSpec(problem).folded;
-  const rest = { writers: 3, parts: 1, ordered: true, ragged, section: 0 };
-  if (padD <= 64) return [{ queries: 128, qStages: 2, doStages: 2, overlap: false, registers: 232, ...rest }];
-  return [{ queries: 64, qStages: 3, doStages: 2, overlap: plain, registers: plain ? 240 : 232, ...rest }];
+  const rest = { writers: 3, ordered: true, ragged, section: 0 };
+  if (padD <= 64)
+    return [{ queries: 128, qStages: 2, doStages: 2, early: false, overlap: false, registers: 232, ...rest }];
+  const registers = plain ? 240 : 232;
+  return [{ queries: 64, qStages: 3, doStages: 2, early: plain, overlap: plain, registers, ...rest }];
 }
 
 const programs = (problem: Problem, c: FusedConfig): KernelText[] => [
   emitDelta(problem, c.queries),
   emitFused(problem, c),
-  emitFusedFinish(problem, c),
+  emitFinish(problem, {
+    queries: c.queries,
+    panels: c.queries === PANEL ? GROUPS : 1,
+    turns: Number(c.ordered),
+  }),
   ...(problem.grads?.sink === true ? [emitSink(problem)] : []),
 ];
 
@@ -100,7 +107,6 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   const shared = layoutOfFused(asm, spec, config);
   const thread = asm.special('tid.x');
   const g = take(asm, 'scale', 'scaleLog2', 'Hq', 'Sq', 'Sk');
-  const scratch = asm.parameter('scratch', 'b64');
   const queryTiles = asm.parameter('queryTiles', 'b32');
   asm.stage('barriers');
   const ready = asm.label('ready');
@@ -123,7 +129,7 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   asm.place(sums);
   asm.branch(end, asm.op('setp.ne.s32', asm.op('and.b32', thread, 31), 0));
   asm.branch(end, asm.op('setp.gt.s32', thread, 32 * config.writers));
-  emitFusedSums(asm, config, shared, { thread, scratch });
+  emitFusedSums(asm, config, shared, thread);
   asm.branch(end);
   asm.place(compute);
   asm.stage('the warpgroups that compute');

@@ -14,6 +14,7 @@ import {
   descriptor,
   PANEL,
   PANEL_BYTES,
+  uniform,
   wgmma,
   wgmmaCommit,
   wgmmaFence,
@@ -64,12 +65,12 @@ export function emitFusedCompute(
   shared: FusedLayout,
   g: ComputeInputs,
 ): void {
-  const { queries, qStages, doStages, parts, overlap } = config;
+  const { queries, qStages, doStages, overlap } = config;
   const storage = spec.storage as 'f16' | 'bf16';
   const { thread } = g;
   const sides = takeSides(asm, spec.sides.length);
   const o = take(asm, 'dk', 'kB', 'kH', 'kS', 'dv', 'vB', 'vH', 'vS');
-  const group = asm.op('sub.s32', asm.op('shr.u32', thread, 7), 1);
+  const group = uniform(asm, asm.op('sub.s32', asm.op('shr.u32', thread, 7), 1));
   const lanes = lanesOf(asm, thread);
   /** First of this warp's 16 keys. */
   const warpRow = asm.op('shl.b32', asm.op('sub.s32', asm.op('shr.u32', thread, 5), 4), 4);
@@ -97,7 +98,6 @@ export function emitFusedCompute(
     asm.op('mad.lo.s32', group, PART_BYTES, shared.dQ),
     asm.op('shl.b32', groupThread, 4),
   );
-
   const s = asm.regs('f32', queries / 2);
   const dP = asm.regs('f32', queries / 2);
   const prob = asm.regs('b32', queries / 4);
@@ -137,6 +137,12 @@ export function emitFusedCompute(
   for (const x of [...dK, ...dV]) asm.set(x, 'mov.f32', 0);
   /** Barrier of the queries that queued products still read, or 0. */
   const reading = asm.constant('b32', 0);
+  const releaseRead = (): void => {
+    const none = asm.label('none');
+    asm.branch(none, asm.op('setp.eq.s32', reading, 0), { uniform: true });
+    release(reading);
+    asm.place(none);
+  };
   const note = asm.regs('b32', 4);
   const [column, edge, head, ends] = note;
   const readNote = (): void => {
@@ -146,7 +152,7 @@ export function emitFusedCompute(
     if (anyWild !== null) asm.set(edge, 'or.b32', edge, anyWild);
   };
   const stageOf = (desc: Descriptor, cursor: Cursor, bytes: number): Descriptor =>
-    asm.op('add.s64', desc, asm.op('mul.wide.u32', cursor.stage, bytes >> 4));
+    asm.op('add.s64', desc, asm.op('mul.wide.u32', uniform(asm, cursor.stage), bytes >> 4));
   /** acc = left right^T along `columns`; panels of the left operand are 128 rows, of the right one `queries`. */
   const inner = (acc: readonly Reg<'f32'>[], left: Descriptor, right: Descriptor, columns: number): void => {
     wgmmaFence(asm);
@@ -174,22 +180,9 @@ export function emitFusedCompute(
     }
     wgmmaCommit(asm);
   };
-  const inParts = (acc: readonly Reg<'f32'>[], left: Descriptor, right: Descriptor, columns: number): void => {
-    const size = acc.length / parts;
-    for (let i = 0; i < parts; i++)
-      inner(acc.slice(i * size, (i + 1) * size), left, advance(asm, right, 2 * i * size * PANEL_BYTES), columns);
-  };
-  /** Calls `visit` with tile numbers of one part after the other, once no more than `pending(part)` products are unfinished. */
-  const eachPart = (pending: (part: number) => number, visit: (n: number) => void): void => {
-    const size = queries / 8 / parts;
-    for (let i = 0; i < parts; i++) {
-      wgmmaWait(asm, pending(i));
-      for (let n = i * size; n < (i + 1) * size; n++) visit(n);
-    }
-  };
   const scoresNext = (): void => {
     asm.stage('S = K Q^T');
-    inParts(s, ownK, stageOf(rightQ, at, shared.bytes.q), spec.D);
+    inner(s, ownK, stageOf(rightQ, at, shared.bytes.q), spec.D);
   };
   const pack = (tiles: readonly Tile[], into: readonly Reg<'b32'>[]): void =>
     tiles.forEach((t, n) => {
@@ -224,18 +217,15 @@ export function emitFusedCompute(
     return { scorer: scorerOf(asm, spec, place), grid: { rowsAre: 'kv', rows, columns, head } as const };
   };
   /** P while dP is still on its way, then dS. */
-  const separately = (): void => {
+  const separately = (lse2: (c: number) => Reg<'f32'>): void => {
     asm.stage('P');
     const [p, ds] = [tilesOf(s), tilesOf(dP)];
-    const lse2 = statsOf(0);
-    eachPart(
-      (part) => 2 * parts - 1 - part,
-      (n) =>
-        p[n].forEach((x, e) => {
-          const exponent = asm.op('fma.rn.f32', x, g.scaleLog2, asm.op('neg.f32', lse2(2 * n + (e & 1))));
-          asm.set(x, 'ex2.approx.ftz.f32', exponent);
-        }),
-    );
+    p.forEach((t, n) => {
+      t.forEach((x, e) => {
+        const exponent = asm.op('fma.rn.f32', x, g.scaleLog2, asm.op('neg.f32', lse2(2 * n + (e & 1))));
+        asm.set(x, 'ex2.approx.ftz.f32', exponent);
+      });
+    });
     onEdges(() => {
       const { scorer, grid } = here();
       // Keys past the end are zeros, but 2^-lse2 need not be finite.
@@ -253,15 +243,14 @@ export function emitFusedCompute(
       pack(p, prob);
       addV();
     }
+    wgmmaWait(asm, overlap ? 1 : 0);
     asm.stage('dS = P (dP - delta)');
     const delta = statsOf(1);
-    eachPart(
-      (part) => parts - 1 - part + Number(overlap),
-      (n) =>
-        ds[n].forEach((x, e) => {
-          asm.set(x, 'mul.f32', p[n][e], asm.op('sub.f32', x, delta(2 * n + (e & 1))));
-        }),
-    );
+    ds.forEach((t, n) => {
+      t.forEach((x, e) => {
+        asm.set(x, 'mul.f32', p[n][e], asm.op('sub.f32', x, delta(2 * n + (e & 1))));
+      });
+    });
     // dP may be NaN where a masked value row is, or delta.
     onEdges(() => {
       ds.forEach((t, n) => {
@@ -321,17 +310,38 @@ export function emitFusedCompute(
       );
     else emit(false);
   };
+  const leader = asm.op('setp.eq.s32', thread, 128);
+  /** The note about dQ that was put down and not yet said to be there, or 0. */
+  const owed = asm.constant('b32', 0);
+  const sayQ = (): void => {
+    const none = asm.label('none');
+    asm.branch(none, asm.op('setp.eq.s32', owed, 0), { uniform: true });
+    fenceAsync(asm);
+    asm.emit('bar.warp.sync', '-1');
+    asm.when(firstLane, () => arrive(asm, owed, SUM.full));
+    asm.set(owed, 'mov.b32', 0);
+    asm.place(none);
+  };
+  /** Tells a writer whose turn it should see come. */
+  const askTurn = (): void => {
+    const skip = asm.label('asked');
+    asm.branch(skip, leader, { negate: true });
+    const sum = asm.loadVector('shared', 'b32', 2, slot(asm, shared.note, at, NOTE.bytes), NOTE.tile);
+    const sumNote = slot(asm, shared.sumNote, atWriter, SUM.bytes);
+    asm.storeVector('shared', 'b32', sumNote, sum);
+    arrive(asm, sumNote, SUM.asked);
+    asm.place(skip);
+    asm.emit('bar.warp.sync', '-1');
+  };
   /** From queued scores to dS in shared memory, for all to read. */
-  const middle = (): void => {
+  const middle = (lse2: (c: number) => Reg<'f32'>): void => {
     waitParity(asm, slot(asm, shared.doFull, atOut, BARRIER_BYTES), atOut.parity);
     asm.stage('dP = V dOut^T');
-    inParts(dP, ownV, stageOf(rightOut, atOut, shared.bytes.dOut), spec.Dv);
-    wgmmaWait(asm, 2 * parts - 1);
-    const fresh = asm.label('fresh');
-    asm.branch(fresh, asm.op('setp.eq.s32', reading, 0), { uniform: true });
-    release(reading);
-    asm.place(fresh);
-    if (plain) separately();
+    inner(dP, ownV, stageOf(rightOut, atOut, shared.bytes.dOut), spec.Dv);
+    askTurn();
+    wgmmaWait(asm, 1);
+    releaseRead();
+    if (plain) separately(lse2);
     else together();
     asm.stage('dS to shared memory');
     const buffer = asm.op('mad.lo.s32', atDs.stage, shared.bytes.dS, dsAt);
@@ -347,7 +357,6 @@ export function emitFusedCompute(
     fenceAsync(asm);
     syncNamed(asm, COMPUTING, COMPUTERS);
   };
-  const leader = asm.op('setp.eq.s32', thread, 128);
   /** The products with dS. dQ is put down as soon as it is there, while dK is still worked on. */
   const outerProducts = (): void => {
     if (!overlap) addV();
@@ -365,8 +374,6 @@ export function emitFusedCompute(
     asm.stage('dK += dS Q');
     outer(dK, stageOf(ownDs, atDs, shared.bytes.dS), stageOf(rightQ, at, shared.bytes.q));
     asm.set(reading, 'mov.b32', slot(asm, shared.qEmpty, at, BARRIER_BYTES));
-    const from = slot(asm, shared.note, at, NOTE.bytes);
-    const sum = asm.loadVector('shared', 'b32', 2, from, NOTE.tile);
     at.advance();
     atDs.advance();
     const outEmpty = slot(asm, shared.doEmpty, atOut, BARRIER_BYTES);
@@ -376,11 +383,7 @@ export function emitFusedCompute(
     waitParity(asm, shared.dqEmpty, sumParity);
     asm.set(sumParity, 'xor.b32', sumParity, 1);
     for (let n = 0; n < 8; n++) asm.storeVector('shared', 'f32', sumAt, dQ.slice(4 * n, 4 * n + 4), n * 2048);
-    const sumNote = slot(asm, shared.sumNote, atWriter, SUM.bytes);
-    asm.when(leader, () => asm.storeVector('shared', 'b32', sumNote, sum));
-    fenceAsync(asm);
-    asm.emit('bar.warp.sync', '-1');
-    asm.when(firstLane, () => arrive(asm, sumNote, SUM.full));
+    asm.set(owed, 'mov.b32', slot(asm, shared.sumNote, atWriter, SUM.bytes));
     atWriter.advance();
   };
 
@@ -389,21 +392,27 @@ export function emitFusedCompute(
   readNote();
   asm.branch(done, asm.op('setp.ne.s32', ends, 0), { uniform: true });
   asm.place(loop);
+  // Asked for before products: loads from shared memory come last when those want its operands.
+  const lse2 = statsOf(0);
+  if (plain && config.early) for (let n = 0; n < queries / 8; n++) lse2(2 * n);
   scoresNext();
-  middle();
+  sayQ();
+  middle(lse2);
   outerProducts();
   readNote();
   asm.branch(loop, asm.op('setp.eq.s32', ends, 0), { uniform: true });
-  wgmmaWait(asm, 0);
-  release(reading);
   asm.place(done);
   asm.stage('end of the tile');
+  sayQ();
   const [rows, h, b] = [rowsHere(), say(ROWS.h), say(ROWS.b)];
   asm.emit('bar.warp.sync', '-1');
+  // Only dK is still being multiplied, which needs neither keys nor values.
   release(shared.rowsEmpty);
   asm.set(rowsParity, 'xor.b32', rowsParity, 1);
   release(slot(asm, shared.qEmpty, at, BARRIER_BYTES));
   at.advance();
+  wgmmaWait(asm, 0);
+  releaseRead();
   for (const x of dK) asm.set(x, 'mul.f32', x, g.scale);
   const store = (
     tensor: Reg<'b64'>,
@@ -432,9 +441,8 @@ export function emitFusedCompute(
   waitParity(asm, shared.dqEmpty, sumParity);
   for (let i = 0; i < config.writers; i++)
     asm.when(leader, () => asm.store('shared', 'b32', shared.sumNote, STOP, i * SUM.bytes + SUM.tile));
-  asm.emit('bar.warp.sync', '-1');
   for (let i = 0; i < config.writers; i++)
-    asm.when(firstLane, () => arrive(asm, shared.sumNote, i * SUM.bytes + SUM.full));
+    asm.when(leader, () => arrive(asm, shared.sumNote, i * SUM.bytes + SUM.asked));
 }
 
 /**

@@ -14,6 +14,7 @@ import {
   copyBox,
   copyBytes,
   cursorOf,
+  prefetchBox,
   prefetchMap,
   TENSOR_MAP,
   tensorMap,
@@ -106,6 +107,15 @@ export function emitFusedLoads(
   const head = asm.op('mul.lo.s32', place.h, spec.group);
 
   asm.stage('keys and values');
+  const prefetch = (symbol: string, columns: number, where: readonly Operand<'b32'>[]): void => {
+    const map = tensorMap(asm, symbol);
+    for (let i = 0; i < panels(columns); i++) prefetchBox(asm, map, [asm.constant('b32', i * PANEL), ...where]);
+  };
+  // The tile before is still being worked on: theirs are the only buffers.
+  alone(() => {
+    prefetch(k, spec.padD, [row0, place.h, place.b]);
+    prefetch(v, spec.padDv, [row0, place.h, place.b]);
+  });
   waitParity(asm, shared.rowsEmpty, rowsParity);
   const { bytes } = shared;
   alone(() => {
@@ -198,21 +208,16 @@ export function emitFusedLoads(
  * One thread of each writing warp: adds what the warpgroups have put down for dQ to its scratch tile, when it is this block's
  * turn. They take turns, so that one waits for a sum to be complete while the next is on its way.
  */
-export function emitFusedSums(
-  asm: Assembler,
-  config: FusedConfig,
-  shared: FusedLayout,
-  { thread, scratch }: { thread: Reg<'b32'>; scratch: Reg<'b64'> },
-): void {
+export function emitFusedSums(asm: Assembler, config: FusedConfig, shared: FusedLayout, thread: Reg<'b32'>): void {
   const { ordered } = config;
-  const turns = asm.parameter('turns', 'b64');
+  const [scratch, turns] = ['scratch', 'turns'].map((n) => asm.parameter(n, 'b64'));
   const writer = asm.op('sub.s32', asm.op('shr.u32', thread, 5), 1);
   const note = asm.op('mad.lo.s32', writer, SUM.bytes, shared.sumNote);
   const parity = asm.constant('b32', 0);
   const loop = asm.label('sum');
   const end = asm.label('summed');
   asm.place(loop);
-  waitParity(asm, note, parity, SUM.full);
+  waitParity(asm, note, parity, SUM.asked);
   const [tile, rank] = asm.loadVector('shared', 'b32', 2, note, SUM.tile);
   asm.branch(end, asm.op('setp.lt.s32', tile, 0));
   const target = asm.op('add.s64', scratch, asm.op('mul.wide.s32', tile, SCRATCH_BYTES));
@@ -220,6 +225,7 @@ export function emitFusedSums(
   const operands = [asm.address('global', target), asm.address('shared', shared.dQ), String(SCRATCH_BYTES)];
   const add = (): void => asm.emit('cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32', ...operands);
   if (ordered) {
+    // Seen before there is anything to add: mostly it has come by then.
     const again = asm.label('wait');
     const mine = asm.reg('pred');
     const now = asm.reg('b32');
@@ -228,13 +234,17 @@ export function emitFusedSums(
     asm.set(mine, 'setp.eq.s32', now, rank);
     asm.branch(again, mine, { negate: true });
     asm.emit('fence.proxy.async');
+    waitParity(asm, note, parity, SUM.full);
     // The first one needs no zeros to add to.
     asm.if(
       asm.op('setp.eq.s32', rank, 0),
       () => asm.emit('cp.async.bulk.global.shared::cta.bulk_group', ...operands),
       add,
     );
-  } else add();
+  } else {
+    waitParity(asm, note, parity, SUM.full);
+    add();
+  }
   asm.emit('cp.async.bulk.commit_group');
   asm.emit('cp.async.bulk.wait_group.read', '0');
   arrive(asm, shared.dqEmpty);

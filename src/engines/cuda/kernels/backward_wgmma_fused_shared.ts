@@ -31,8 +31,8 @@ export interface FusedConfig extends Readonly<Record<string, number | string | b
   readonly doStages: number;
   /** Warps that take turns bringing dQ to global memory. */
   readonly writers: number;
-  /** Parts, of 64 queries at least, in which scores and dP of a step are waited for. */
-  readonly parts: number;
+  /** Whether lse2 is read before the products that need it are queued. */
+  readonly early: boolean;
   /** Whether dV of a step is queued before its dS is worked out. */
   readonly overlap: boolean;
   /** Registers of a thread that computes: 232 or 240. */
@@ -52,8 +52,8 @@ export interface FusedConfig extends Readonly<Record<string, number | string | b
 export const NOTE = { column: 0, edge: 4, head: 8, end: 12, tile: 16, rank: 20, bytes: 32 } as const;
 /** Byte offsets in the note about a tile of keys. */
 export const ROWS = { row0: 0, h: 4, b: 8, bytes: 16 } as const;
-/** Byte offsets in the note about dQ of a step; the barrier that it is there lies beside it. */
-export const SUM = { tile: 0, rank: 4, full: 8, bytes: 16 } as const;
+/** Byte offsets in the note about dQ of a step; barriers lie beside it: that its turn is asked for, and that it is there. */
+export const SUM = { tile: 0, rank: 4, asked: 8, full: 16, bytes: 32 } as const;
 
 export interface FusedLayout {
   readonly k: Reg<'b32'>;
@@ -136,6 +136,7 @@ export function layoutOfFused(asm: Assembler, spec: Spec, config: FusedConfig): 
       { address: data.qEmpty, offsets: offsets(qStages), count: warps },
       { address: data.doFull, offsets: offsets(doStages), count: 1 },
       { address: data.doEmpty, offsets: offsets(doStages), count: warps },
+      { address: data.sumNote, offsets: offsets(writers, SUM.bytes, SUM.asked), count: 1 },
       { address: data.sumNote, offsets: offsets(writers, SUM.bytes, SUM.full), count: warps },
       { address: data.dqEmpty, offsets: [0], count: 1 },
     ],

@@ -23,6 +23,7 @@ import {
   type Descriptor,
   descriptor,
   PANEL_BYTES,
+  uniform,
   wgmma,
   wgmmaCommit,
   wgmmaFence,
@@ -91,7 +92,7 @@ export function emitPart(problem: Problem, part: Part, tile: PartTile): KernelTe
   setRegisters(asm, 'inc', registers.compute);
   const sides = takeSides(asm, spec.sides.length);
   const o = byQueries ? take(asm, 'dq', 'qB', 'qH', 'qS') : take(asm, 'dk', 'kB', 'kH', 'kS', 'dv', 'vB', 'vH', 'vS');
-  const group = asm.op('sub.s32', asm.op('shr.u32', thread, 7), 1);
+  const group = uniform(asm, asm.op('sub.s32', asm.op('shr.u32', thread, 7), 1));
   const lanes = lanesOf(asm, thread);
   const warpRow = asm.op('shl.b32', asm.op('sub.s32', asm.op('shr.u32', thread, 5), 4), 4);
   const firstLane = asm.op('setp.eq.s32', lanes.lane, 0);
@@ -151,7 +152,7 @@ export function emitPart(problem: Problem, part: Part, tile: PartTile): KernelTe
   asm.branch(done, asm.op('setp.ne.s32', ends, 0), { uniform: true });
   if (dropout !== null) asm.set(bh, 'mad.lo.s32', b, g.Hq, head);
   const stageOf = (desc: Descriptor, bytes: number): Descriptor =>
-    asm.op('add.s64', desc, asm.op('mul.wide.u32', at.stage, bytes >> 4));
+    asm.op('add.s64', desc, asm.op('mul.wide.u32', uniform(asm, at.stage), bytes >> 4));
   const [right1, right2] = [stageOf(b1, shared.bytes.b1), stageOf(b2, shared.bytes.b2)];
   const inner = (acc: readonly Reg<'f32'>[], left: Descriptor, right: Descriptor, columns: number): void => {
     wgmmaFence(asm);

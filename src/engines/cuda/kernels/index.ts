@@ -3,6 +3,7 @@ import type { CudaKernel } from '../kernel.ts';
 import { backwardMma } from './backward_mma.ts';
 import { backwardWgmma } from './backward_wgmma.ts';
 import { backwardWgmmaFused } from './backward_wgmma_fused.ts';
+import { backwardWgmmaPair } from './backward_wgmma_pair.ts';
 import { decodeSplit } from './decode_split.ts';
 import { forwardMma } from './forward_mma.ts';
 import { forwardWgmma } from './forward_wgmma.ts';
@@ -14,4 +15,5 @@ export const KERNELS: readonly CudaKernel[] = [
   forwardWgmma,
   backwardWgmma,
   backwardWgmmaFused,
+  backwardWgmmaPair,
 ];

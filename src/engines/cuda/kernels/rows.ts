@@ -18,9 +18,9 @@ export const DELTA_ROWS: number = DELTA_THREADS / LANES;
  * delta = rowsum(dOut * out) - dLse, and lse2 = log2(e) * lse with +inf for empty rows, so that 2^(s - lse2) is 0 there.
  *
  * With `tile`, for dense problems: `stats` also takes them tile by tile of that many queries, first lse2, then delta, with
- * +inf and 0 past the end, and `turns`, a word a tile, is set to 0. The grid then covers whole tiles.
+ * +inf and 0 past the end, and `turns`, some words a tile, are set to 0. The grid then covers whole tiles.
  */
-export function emitDelta(problem: Problem, tile: number | null = null): KernelText {
+export function emitDelta(problem: Problem, tile: number | null = null, turns = 1): KernelText {
   const spec = specOf(problem);
   const asm = new Assembler({ name: 'backward_delta', target: 'sm_80', threads: DELTA_THREADS });
   const thread = asm.special('tid.x');
@@ -60,7 +60,7 @@ export function emitDelta(problem: Problem, tile: number | null = null): KernelT
     asm.when(writes, () => asm.store('global', 'f32', lse2At, lse2));
     asm.when(writes, () => asm.store('global', 'f32', deltaAt, sum));
   }
-  if (tile !== null) writeTiles(asm, tile, { q, h, b: place.b, inside, leads, lse2, delta: sum });
+  if (tile !== null) writeTiles(asm, tile, turns, { q, h, b: place.b, inside, leads, lse2, delta: sum });
   asm.place(end);
   return asm.finish();
 }
@@ -77,7 +77,12 @@ interface RowStatistics {
   readonly delta: Reg<'f32'>;
 }
 
-function writeTiles(asm: Assembler, tile: number, { q, h, b, inside, leads, lse2, delta }: RowStatistics): void {
+function writeTiles(
+  asm: Assembler,
+  tile: number,
+  words: number,
+  { q, h, b, inside, leads, lse2, delta }: RowStatistics,
+): void {
   const [stats, turns] = ['stats', 'turns'].map((n) => asm.parameter(n, 'b64'));
   const queryTiles = asm.parameter('queryTiles', 'b32');
   const { Hq } = take(asm, 'Hq');
@@ -90,8 +95,8 @@ function writeTiles(asm: Assembler, tile: number, { q, h, b, inside, leads, lse2
     asm.op('selp.f32', lse2, Number.POSITIVE_INFINITY, inside),
     asm.op('selp.f32', delta, 0, inside),
   ] as const;
-  const turn = asm.op('add.s64', turns, asm.op('mul.wide.u32', index, 4));
-  const first = asm.op('and.pred', leads, asm.op('setp.eq.s32', row, 0));
+  const turn = asm.op('add.s64', turns, asm.op('mul.wide.u32', asm.op('mad.lo.s32', index, words, row), 4));
+  const first = asm.op('and.pred', leads, asm.op('setp.lt.s32', row, words));
   asm.when(leads, () => {
     asm.store('global', 'f32', rowAt, values[0]);
     asm.store('global', 'f32', rowAt, values[1], tile * 4);

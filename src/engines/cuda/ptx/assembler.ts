@@ -19,6 +19,8 @@ export interface KernelOptions {
   readonly threads: number;
   /** Blocks that must fit on a multiprocessor together; bounds the registers of a thread. */
   readonly blocksPerSm?: number;
+  /** Blocks of a cluster, neighbours in the grid's x: they run at one time and reach each other's shared memory. */
+  readonly cluster?: number;
 }
 
 export interface Parameter {
@@ -55,7 +57,7 @@ export interface Label {
 
 /** Where the argument block starts in memory, as far as alignment beyond 16 bytes needs it: the compiler aligns addresses, not offsets. */
 const PARAMETER_BASE: Readonly<Record<Target, number>> = { sm_80: 0, sm_90a: 0x210 };
-const ISA: Readonly<Record<Target, string>> = { sm_80: '7.4', sm_90a: '8.0' };
+const ISA: Readonly<Record<Target, string>> = { sm_80: '7.4', sm_90a: '8.1' };
 
 export class Assembler {
   readonly options: KernelOptions;
@@ -288,7 +290,7 @@ export class Assembler {
 
   /** The finished text. */
   finish(): KernelText {
-    const { name, target, threads, blocksPerSm } = this.options;
+    const { name, target, threads, blocksPerSm, cluster } = this.options;
     const declarations = [...this.counts].map(([type, n]) => `    .reg .${type} ${PREFIX[type]}<${n}>;`);
     const parameters = this.parameters.map((p) =>
       p.type === 'bytes'
@@ -308,6 +310,7 @@ export class Assembler {
       ')',
       `.maxntid ${threads}, 1, 1`,
       ...(blocksPerSm === undefined ? [] : [`.minnctapersm ${blocksPerSm}`]),
+      ...(cluster === undefined ? [] : ['.explicitcluster', `.reqnctapercluster ${cluster}, 1, 1`]),
       '{',
       ...declarations,
       ...this.lines,

@@ -51,6 +51,53 @@ export function waitParity(asm: Assembler, barrier: Reg<'b32'>, parity: Reg<'b32
   asm.branch(again, done, { negate: true });
 }
 
+// clusters: blocks of threads that reach each other's shared memory
+
+/** Where `address` of this block's shared memory lies in that of block `rank` of the cluster. */
+export function peerAddress(asm: Assembler, address: Reg<'b32'>, rank: Reg<'b32'>): Reg<'b32'> {
+  const out = asm.reg('b32');
+  asm.emit('mapa.shared::cluster.u32', out.name, address.name, rank.name);
+  return out;
+}
+
+/**
+ * One arrival at a barrier of another block of the cluster (see `peerAddress`). `publishes` makes what this thread has
+ * written before visible there, which takes long; it is not needed to say that something has been read.
+ */
+export const arrivePeer = (asm: Assembler, barrier: Reg<'b32'>, publishes = false): void =>
+  asm.emit(`mbarrier.arrive${publishes ? '.release.cluster' : ''}.shared::cluster.b64`, '_', at(asm, barrier));
+
+/** As `waitParity`, for what another block of the cluster has published. */
+export function waitCluster(asm: Assembler, barrier: Reg<'b32'>, parity: Reg<'b32'>): void {
+  const again = asm.label('wait');
+  const done = asm.reg('pred');
+  asm.place(again);
+  asm.emit('mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64', done.name, at(asm, barrier), parity.name);
+  asm.branch(again, done, { negate: true });
+}
+
+/** Queues a copy from this block's shared memory to that of another, whose barrier counts the bytes. One thread does it. */
+export const copyToPeer = (
+  asm: Assembler,
+  target: Reg<'b32'>,
+  source: Reg<'b32'>,
+  bytes: number,
+  barrier: Reg<'b32'>,
+): void =>
+  asm.emit(
+    'cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes',
+    at(asm, target),
+    at(asm, source),
+    String(bytes),
+    at(asm, barrier),
+  );
+
+/** Waits for all threads of the cluster. */
+export function syncCluster(asm: Assembler): void {
+  asm.emit('barrier.cluster.arrive.release');
+  asm.emit('barrier.cluster.wait.acquire');
+}
+
 /** A place in a ring of buffers: which one is next, and the parity its barriers are waited for with. */
 export interface Cursor {
   readonly stage: Reg<'b32'>;
@@ -107,6 +154,13 @@ export function copyBox(
     at(asm, barrier),
   );
 }
+
+/** Asks for one box of a tensor to be brought into the L2 cache. One thread does it. */
+export const prefetchBox = (asm: Assembler, map: Reg<'b64'>, coordinates: readonly Operand<'b32'>[]): void =>
+  asm.emit(
+    `cp.async.bulk.prefetch.tensor.${coordinates.length}d.L2.global.tile`,
+    `[${map.name}, {${coordinates.map((c, i) => spell('prefetchBox', i, 'b32', c)).join(', ')}}]`,
+  );
 
 /** Queues the copy of `bytes` bytes that lie together, a multiple of 16 at such addresses; the barrier counts them. */
 export const copyBytes = (

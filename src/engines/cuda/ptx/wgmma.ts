@@ -32,6 +32,16 @@ export function descriptor(asm: Assembler, address: Reg<'b32'>, panelBytes = 16)
   return out;
 }
 
+/**
+ * A number that all lanes of a warp have alike, taken from its first lane, so that the compiler knows: what is made of it stays
+ * in uniform registers, where products want their descriptors.
+ */
+export function uniform(asm: Assembler, value: Reg<'b32'>): Reg<'b32'> {
+  const out = asm.reg('b32');
+  asm.emit('shfl.sync.idx.b32', out.name, value.name, '0', '31', '-1');
+  return out;
+}
+
 /** The descriptor `bytes` further on, a multiple of 16 that stays inside the address's 18 bits. */
 export const advance = (asm: Assembler, d: Descriptor, bytes: number): Descriptor =>
   bytes === 0 ? d : asm.op('add.s64', d, bytes >> 4);

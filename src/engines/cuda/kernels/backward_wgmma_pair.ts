@@ -1,0 +1,217 @@
+/**
+ * Backward on Hopper with five products for heads of more than 64 columns. Two blocks of threads, a cluster, own 128 keys; dQ
+ * is added up in global memory by one cluster after the other, in a fixed order, so that results repeat bit for bit.
+ *
+ *     delta     row sums of dOut * out, and lse in base 2 (rows.ts)
+ *     pair      dK, dV, and sums of dQ in f32 (backward_wgmma_pair_{load,compute}.ts)
+ *     finish    dQ in the output's type (backward_wgmma_finish.ts)
+ *     sink      one block of threads a head (rows.ts)
+ */
+import { alignTo, ceilDiv } from '../../../core/math.ts';
+import type { Cost } from '../../../engine/contract.ts';
+import { cachedBytes, flopsOf, tiledBytes } from '../../../problem/cost.ts';
+import type { Problem } from '../../../problem/problem.ts';
+import { blockRuns } from '../../../problem/ranges.ts';
+import type { Launch } from '../driver/launch.ts';
+import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
+import { Assembler, type KernelText } from '../ptx/assembler.ts';
+import { initBarrier, publishBarriers, setRegisters, syncCluster } from '../ptx/async.ts';
+import { PANEL } from '../ptx/wgmma.ts';
+import { lseBytes } from './backward_mma.ts';
+import { emitFinish } from './backward_wgmma_finish.ts';
+import { LONGEST, MIXED, walkOf } from './backward_wgmma_fused.ts';
+import { emitPairGradients, emitPairQueries, emitPairScores } from './backward_wgmma_pair_compute.ts';
+import { emitPairLoads } from './backward_wgmma_pair_load.ts';
+import {
+  layoutOfPair,
+  PAIR_KEYS,
+  type PairConfig,
+  REGISTERS,
+  ROWS,
+  shapeOf,
+  TURNS,
+  WIDEST,
+} from './backward_wgmma_pair_shared.ts';
+import { emitTurns } from './backward_wgmma_sums.ts';
+import { panelMap, panelSpec, refuseHopper, sectionOf } from './forward_wgmma.ts';
+import { fill, take } from './parameters.ts';
+import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
+
+function programs(problem: Problem, c: PairConfig): KernelText[] {
+  const { queries, panels } = shapeOf(panelSpec(problem));
+  return [
+    emitDelta(problem, queries, TURNS),
+    emitPair(problem, c),
+    emitFinish(problem, { queries, panels, turns: c.ordered ? TURNS : 0 }),
+    ...(problem.grads?.sink === true ? [emitSink(problem)] : []),
+  ];
+}
+
+export const backwardWgmmaPair: CudaKernel<PairConfig> = {
+  name: 'backward_wgmma_pair',
+  pass: 'backward',
+  refuse(problem, caps) {
+    const reason = refuseHopper(problem, caps, ['q', 'k', 'v', 'out']);
+    if (reason !== null) return reason;
+    const { grads } = problem;
+    if (grads?.sides.includes(true) === true) return 'gradients of side tensors';
+    if (grads?.q !== true || !grads.k || !grads.v) return 'gradients of q, k and v are made together';
+    const spec = panelSpec(problem);
+    if (!spec.dense) return 'sequences of different lengths';
+    const widest = Math.max(spec.padD, spec.padDv);
+    if (widest <= WIDEST / 2 || widest > WIDEST) return 'head sizes other than 129 to 256';
+    if (problem.mod !== null || problem.dropout !== null) return 'modifiers and dropout';
+    if (ceilDiv(problem.Sq, shapeOf(spec).queries) * ceilDiv(problem.Sk, PAIR_KEYS) > LONGEST)
+      return 'too long for a table of all its blocks';
+    return null;
+  },
+  configs: ({ Sk }) => [
+    { qStages: 2, pStages: 2, dsStages: 2, ordered: true, ragged: Sk % PAIR_KEYS !== 0, section: 0 },
+  ],
+  cost: (problem, config, caps) => costOf(problem, config, caps),
+  kernels: programs,
+  emit: (problem, c) => programs(problem, c).map(({ name, text }) => ({ name, text })),
+  launch: launchAll,
+};
+
+function scratchBytes(problem: Problem): number {
+  const { queries, tileBytes } = shapeOf(panelSpec(problem));
+  return problem.B * problem.Hq * ceilDiv(problem.Sq, queries) * tileBytes;
+}
+
+function costOf(problem: Problem, _: PairConfig, caps: CudaCaps): Cost {
+  const { B, Hq, Sq, Sk, D, Dv } = problem;
+  const spec = panelSpec(problem);
+  const { queries, panels } = shapeOf(spec);
+  const flops = flopsOf(problem, 'backward');
+  // Sums of dQ are written and read back at least once.
+  const bytes = cachedBytes(problem, 'backward', queries, PAIR_KEYS, l2Of(caps)) + 2 * scratchBytes(problem);
+  const rows = (alignTo(Sq, queries) * alignTo(Sk, PAIR_KEYS)) / Math.max(Sq * Sk, 1);
+  // dQ has as many columns as there is room for.
+  const columns = (D + Dv + spec.padD + spec.padDv + panels * PANEL) / (3 * D + 2 * Dv);
+  const once = tiledBytes(problem, 'backward', Math.max(Sq, 1), Math.max(Sk, 1));
+  const seconds = Math.max((flops * rows * columns) / (caps.flops * 1.25), once / caps.bandwidth);
+  return { flops, bytes, workspace: scratchBytes(problem) + B * Hq * Sq * 8, seconds };
+}
+
+export function emitPair(problem: Problem, config: PairConfig): KernelText {
+  const spec = panelSpec(problem);
+  const asm = new Assembler({
+    name: 'backward_pair',
+    target: 'sm_90a',
+    threads: 512,
+    blocksPerSm: 1,
+    cluster: 2,
+  });
+  const shape = shapeOf(spec);
+  const shared = layoutOfPair(asm, shape, config);
+  const thread = asm.special('tid.x');
+  const rank = asm.special('cluster_ctarank');
+  const other = asm.op('xor.b32', rank, 1);
+  const g = { ...take(asm, 'scale', 'scaleLog2', 'Hq', 'Sq', 'Sk'), thread, rank, other };
+  const queryTiles = asm.parameter('queryTiles', 'b32');
+  asm.stage('barriers');
+  const ready = asm.label('ready');
+  asm.branch(ready, asm.op('setp.ne.s32', thread, 0));
+  for (const { address, offsets, count } of shared.barriers)
+    for (const offset of offsets) initBarrier(asm, address, offset, count);
+  publishBarriers(asm);
+  asm.place(ready);
+  syncCluster(asm);
+
+  const end = asm.label('end');
+  const roles = [128, 256, 384].map((first) => asm.op('setp.lt.s32', thread, first));
+  const [scores, gradients, queries] = ['scores', 'gradients', 'queries'].map((name) => asm.label(name));
+  asm.branch(queries, roles[2], { negate: true });
+  asm.branch(gradients, roles[1], { negate: true });
+  asm.branch(scores, roles[0], { negate: true });
+  asm.stage('the warpgroup that moves data');
+  setRegisters(asm, 'dec', REGISTERS.load);
+  const writes = asm.label('writes');
+  asm.branch(writes, asm.op('setp.ge.s32', thread, 32));
+  emitPairLoads(asm, spec, shape, config, shared, { ...g, queryTiles });
+  asm.branch(end);
+  asm.place(writes);
+  asm.branch(end, asm.op('setp.ne.s32', asm.op('and.b32', thread, 31), 0));
+  const turns = asm.op('add.s64', asm.parameter('turns', 'b64'), asm.op('mul.wide.u32', rank, 4));
+  const writer = asm.op('sub.s32', asm.op('shr.u32', thread, 5), 1);
+  emitTurns(asm, { writer, turnNote: shared.turnNote, turns, words: TURNS, ordered: config.ordered });
+  asm.branch(end);
+  asm.place(scores);
+  setRegisters(asm, 'inc', REGISTERS.keys);
+  emitPairScores(asm, spec, shape, config, shared, g);
+  asm.branch(end);
+  asm.place(gradients);
+  setRegisters(asm, 'inc', REGISTERS.keys);
+  emitPairGradients(asm, spec, shape, config, shared, g);
+  asm.branch(end);
+  asm.place(queries);
+  setRegisters(asm, 'dec', REGISTERS.queries);
+  emitPairQueries(asm, spec, shape, config, shared, g);
+  asm.place(end);
+  // A block whose shared memory the other still writes to must not be gone.
+  syncCluster(asm);
+  return asm.finish();
+}
+
+function launchAll(run: RunContext<PairConfig>): void {
+  const { problem, config: c, caps, launches, stream, tables, addresses } = run;
+  const { B, Hq, Hkv, Sq, Sk, D, Dv, grads } = problem;
+  const queue = [...launches];
+  const next = (): Launch => queue.shift()!;
+  const { queries, panels, statsBytes } = shapeOf(panelSpec(problem));
+  const queryTiles = ceilDiv(Sq, queries);
+  const rows = grads?.sink === true ? lseBytes(problem) : 0;
+  const common = {
+    ...addresses,
+    delta: run.scratch(rows),
+    lse2: run.scratch(rows),
+    stats: run.scratch(B * Hq * queryTiles * statsBytes),
+    turns: run.scratch(B * Hq * queryTiles * TURNS * 4),
+    scratch: run.scratch(scratchBytes(problem)),
+  };
+
+  if (!c.ordered) run.clear(common.scratch, scratchBytes(problem));
+  const delta = next();
+  fill(delta, { problem, addresses: common });
+  delta.set('queryTiles', queryTiles);
+  delta.run(stream, (queryTiles * queries) / DELTA_ROWS, Hq, B);
+
+  const pair = next();
+  const runs = blockRuns(problem, 'kv', queries, PAIR_KEYS);
+  const { reverse } = tables.runs(runs);
+  const { start, steps } = walkOf(problem, runs, queryTiles, reverse);
+  const [walkStart, walk, counter] = [tables.array(start), tables.array(steps), tables.counters(pair)];
+  fill(pair, {
+    problem,
+    addresses: { ...common, walkStart, walk, counter },
+    runs,
+    numbers: { reverse: Number(reverse) },
+  });
+  const blocks = ceilDiv(Sk, PAIR_KEYS);
+  const heads = B * Hkv;
+  // What a head streams by: queries, output gradients, and sums of dQ.
+  const headBytes = ((Sq * Hq) / Math.max(Hkv, 1)) * (2 * (D + Dv) + 4 * D);
+  pair.set('tiles', blocks * heads);
+  pair.set('blocks', blocks);
+  const section = Math.max(sectionOf(heads, headBytes), problem.mask === null ? MIXED.full : MIXED.masked / D);
+  pair.set('section', Math.min(c.section > 0 ? c.section : Math.ceil(section), heads));
+  pair.set('heads', heads);
+  pair.set('queryTiles', queryTiles);
+  const { driver } = stream.device;
+  pair.setBytes('qMap', panelMap(driver, problem, 'q', addresses.q, queries));
+  pair.setBytes('outMap', panelMap(driver, problem, 'out', addresses.dOut, queries));
+  pair.setBytes('kMap', panelMap(driver, problem, 'k', addresses.k, ROWS));
+  pair.setBytes('vMap', panelMap(driver, problem, 'v', addresses.v, ROWS));
+  pair.run(stream, 2 * Math.min(blocks * heads, Math.floor(caps.multiprocessors / 2)));
+
+  const finish = next();
+  fill(finish, { problem, addresses: common });
+  finish.set('queryTiles', queryTiles);
+  finish.run(stream, (panels * queryTiles * queries) / ROWS, Hq, B);
+  if (grads?.sink === true) {
+    const launch = next();
+    fill(launch, { problem, addresses: common });
+    launch.run(stream, Hq);
+  }
+}
