@@ -53,7 +53,7 @@ export {
   TilewiseError,
   UnsupportedError,
 } from './core/errors.ts';
-export { type HostTensor, type TensorLike, tensor, zeros } from './core/tensor.ts';
+export { cast, type HostTensor, type TensorLike, tensor, zeros } from './core/tensor.ts';
 export type { Caps, Engine, EngineName, EngineTensor, Probe } from './engine/contract.ts';
 export { formatNpy, parseNpy } from './interop/npy.ts';
 export {

@@ -1,8 +1,8 @@
 /** Tensors in files: `x.npy`, or `x.safetensors:name`. Only the bytes of the tensor asked for are read. */
 import { type FileHandle, open, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { type FloatDType, fromFloat64, isFloat, toFloat64 } from '../core/dtype.ts';
+import { type FloatDType, isFloat } from '../core/dtype.ts';
 import { ArgumentError } from '../core/errors.ts';
-import { type HostTensor, tensor } from '../core/tensor.ts';
+import { cast, type HostTensor } from '../core/tensor.ts';
 import { decodeNpy, formatNpy, parseNpyHeader } from '../interop/npy.ts';
 import {
   decodeEntry,
@@ -119,8 +119,7 @@ async function replace(path: string, bytes: Uint8Array): Promise<void> {
   }
 }
 
-/** The tensor in another float type (a copy), or itself. */
+/** Floats in another float type (a copy); what has it already, and integers, as they are. */
 export function converted(t: HostTensor, dtype: FloatDType): HostTensor {
-  if (t.dtype === dtype || !isFloat(t.dtype)) return t;
-  return tensor(fromFloat64(dtype, toFloat64(t.dtype, t.data)), t.shape, dtype);
+  return t.dtype === dtype || !isFloat(t.dtype) || !isFloat(dtype) ? t : cast(t, dtype);
 }

@@ -3,9 +3,9 @@ import type { AttentionOptions } from '../api/options.ts';
 import type { FloatDType } from '../core/dtype.ts';
 import { ArgumentError } from '../core/errors.ts';
 import { type HostTensor, tensor } from '../core/tensor.ts';
-import { and, documents, maskTensor } from '../mods/library.ts';
+import { alibiSlopes, and, documents, maskTensor } from '../mods/library.ts';
 import { converted, loadTensor } from './files.ts';
-import { alibiSlopes, type ScoreFlags, scoreSettings } from './scores.ts';
+import { type ScoreFlags, scoreSettings } from './scores.ts';
 
 export interface InputFlags extends ScoreFlags {
   readonly q: string;

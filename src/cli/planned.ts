@@ -2,8 +2,9 @@
 import type { Command } from 'commander';
 import type { AttentionOptions, GradientChoice } from '../api/options.ts';
 import type { TensorLike } from '../core/tensor.ts';
+import { alibiSlopes } from '../mods/library.ts';
 import { type EngineFlags, engineOptions } from './engines.ts';
-import { alibiSlopes, type ScoreFlags, scoreOptions, scoreSettings } from './scores.ts';
+import { type ScoreFlags, scoreOptions, scoreSettings } from './scores.ts';
 import { type ShapeFlags, shapeOptions, shapesOf } from './shapes.ts';
 
 export interface PlannedFlags extends ShapeFlags, ScoreFlags, EngineFlags {

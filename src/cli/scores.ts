@@ -1,7 +1,6 @@
 /** Options that shape scores and need no file: shared by commands that compute and commands that only plan. */
 import { type Command, Option } from 'commander';
 import type { AttentionOptions } from '../api/options.ts';
-import { type HostTensor, tensor } from '../core/tensor.ts';
 import type { Mask } from '../mods/expr.ts';
 import { prefix } from '../mods/library.ts';
 import type { Layout } from '../problem/problem.ts';
@@ -47,13 +46,4 @@ export function scoreSettings(flags: ScoreFlags): { options: AttentionOptions; m
       : { dropout: { p: dropout, ...(flags.seed === undefined ? {} : { seed: flags.seed }) } }),
   };
   return { options, masks: flags.prefix === undefined ? [] : [prefix(flags.prefix)] };
-}
-
-/** ALiBi's own slopes for H heads: a geometric series from 2^(-8/H), by powers of two (Press et al., section 3). */
-export function alibiSlopes(heads: number): HostTensor {
-  const whole = 2 ** Math.floor(Math.log2(heads));
-  const slopes = Array.from({ length: heads }, (_, h) =>
-    h < whole ? 2 ** ((-8 * (h + 1)) / whole) : 2 ** ((-4 * (2 * (h - whole) + 1)) / whole),
-  );
-  return tensor(slopes, [heads]);
 }

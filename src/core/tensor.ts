@@ -1,4 +1,13 @@
-import { allocate, BYTES, type DType, type HostArray } from './dtype.ts';
+import {
+  allocate,
+  BYTES,
+  type DType,
+  type FloatDType,
+  fromFloat64,
+  type HostArray,
+  isFloat,
+  toFloat64,
+} from './dtype.ts';
 import { ArgumentError } from './errors.ts';
 
 /** What every tensor has, wherever its elements live. Elements are in C order (the last axis is contiguous). */
@@ -31,8 +40,8 @@ const Float16 = (globalThis as { Float16Array?: new (b: ArrayBufferLike, o: numb
  * Wraps a typed array as a tensor of the given shape, without copying.
  *
  * The dtype follows from the array (`Float32Array` -> f32, `Float64Array` -> f64, `Float16Array` -> f16, `Int32Array` ->
- * i32, `Uint8Array` -> u8); a `Uint16Array` holds f16 or bf16 bits and needs `dtype`. A plain number array is copied to f32,
- * or to `dtype`.
+ * i32, `Uint8Array` -> u8); a `Uint16Array` holds f16 or bf16 bits and needs `dtype`. A plain number array is rounded into a
+ * new array of f32, or of `dtype`; `cast` converts typed arrays.
  *
  * @throws ArgumentError when the length does not match the shape, the buffer is detached, or the dtype is missing or disagrees.
  * @example
@@ -55,6 +64,23 @@ export function tensor(
   return Object.freeze({ dtype: found, shape: Object.freeze([...shape]), data: array });
 }
 
+/**
+ * The tensor's elements rounded to another float type (to the nearest, ties to even), in a new array of their own: how f16 and bf16 operands
+ * are made from f32 values, and results read.
+ *
+ * @throws ArgumentError when the tensor, or the type asked for, is not one of floats.
+ * @example
+ * const half = cast(q, 'bf16');
+ * const { out } = await attention(half, half, half);
+ * const values = cast(out, 'f32').data;
+ */
+export function cast(t: HostTensor, dtype: FloatDType): HostTensor {
+  if (!isHost(t) || !isFloat(t.dtype)) throw new ArgumentError('tensor', 'floats in the memory of the host', t);
+  if (BYTES[dtype] === undefined || !isFloat(dtype))
+    throw new ArgumentError('dtype', "'f64', 'f32', 'f16' or 'bf16'", dtype);
+  return tensor(fromFloat64(dtype, toFloat64(t.dtype, t.data)), t.shape, dtype);
+}
+
 /** A host tensor of zeros. */
 export const zeros = (dtype: DType, shape: readonly number[]): HostTensor =>
   tensor(allocate(dtype, sizeOf(shape)), shape, dtype);
@@ -64,10 +90,11 @@ function hostArray(
   dtype?: DType,
 ): [array: HostArray, natural: DType | undefined] {
   if (Array.isArray(data)) {
-    const array = allocate(dtype ?? 'f32', data.length);
-    if (dtype === 'f16' || dtype === 'bf16') throw new ArgumentError('data', `a Uint16Array of ${dtype} bits`, data);
+    const type = dtype ?? 'f32';
+    if (isFloat(type)) return [fromFloat64(type, Float64Array.from(data)), type];
+    const array = allocate(type, data.length);
     array.set(data);
-    return [array, dtype ?? 'f32'];
+    return [array, type];
   }
   if (data instanceof Float32Array) return [data, 'f32'];
   if (data instanceof Float64Array) return [data, 'f64'];

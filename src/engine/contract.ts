@@ -146,6 +146,8 @@ export interface Engine {
   readonly bytesInUse: number;
   /** Frees everything. Runs in flight reject. Closing twice is allowed. */
   close(): Promise<void>;
+  /** Closes: `await using engine = await openEngine('wasm')`. */
+  [Symbol.asyncDispose](): Promise<void>;
 }
 
 /** Whether an engine can run here, without opening it: `doctor` prints it, the registry falls back on it. */

@@ -1,7 +1,7 @@
 /** Masks and score modifiers by name. Positions are counted from the bottom right: the last query sees the last key. */
 import { isFloat } from '../core/dtype.ts';
 import { ArgumentError, ExpressionError } from '../core/errors.ts';
-import type { TensorLike } from '../core/tensor.ts';
+import { type HostTensor, type TensorLike, tensor } from '../core/tensor.ts';
 import * as x from './build.ts';
 import type { Bool, Expr, F32, I32, Mask, MaskContext, Mod, ScoreContext } from './expr.ts';
 import type { ExprType } from './ops.ts';
@@ -120,6 +120,21 @@ export function alibi(slopes: TensorLike): Mod {
     const distance = x.toF32(x.abs(x.sub(standing(at), at.kv)));
     return x.sub(at.score, x.mul(broadcast(slopes, [at.b, at.h]), distance));
   }, 'alibi');
+}
+
+/**
+ * ALiBi's own slopes for H heads, f32 [H]: 2^(-8/H), 2^(-16/H) and so on; where H is no power of two, those of the next
+ * lower one and then every second of the next higher one's (Press et al., "Train short, test long", section 3).
+ *
+ * @throws ArgumentError when `heads` is no integer >= 1.
+ */
+export function alibiSlopes(heads: number): HostTensor {
+  if (!(Number.isInteger(heads) && heads > 0)) throw new ArgumentError('heads', 'an integer > 0', heads);
+  const whole = 2 ** Math.floor(Math.log2(heads));
+  const slopes = Array.from({ length: heads }, (_, h) =>
+    h < whole ? 2 ** ((-8 * (h + 1)) / whole) : 2 ** ((-4 * (2 * (h - whole) + 1)) / whole),
+  );
+  return tensor(slopes, [heads]);
 }
 
 /** cap * tanh(score / cap): scores stay within -cap ... cap. */

@@ -7,6 +7,7 @@ import { attentionWithGrads, type GradientsOf } from '../../src/api/grads.ts';
 import type { ForwardOptions } from '../../src/api/options.ts';
 import { openEngine } from '../../src/api/registry.ts';
 import { scaledDotProductAttention } from '../../src/api/sdpa.ts';
+import { DisposedError } from '../../src/core/errors.ts';
 import type { HostTensor } from '../../src/core/tensor.ts';
 import type { EngineTensor } from '../../src/engine/contract.ts';
 import * as x from '../../src/mods/build.ts';
@@ -72,6 +73,13 @@ for (const name of ['math', 'wasm'] as const) {
     for (const t of [eq, ek, ev]) t.dispose();
     assert.equal(engine.bytesInUse, 0);
     await engine.close();
+  });
+
+  test(`${name}: an engine that goes out of scope is closed`, async () => {
+    const engine = await openEngine(name);
+    // What `await using` calls at the end of its block, which Node 20 cannot read.
+    await engine[Symbol.asyncDispose]();
+    await assert.rejects(attention(r(1, 1, 2, 4), r(1, 1, 2, 4), r(1, 1, 2, 4), { engine }), DisposedError);
   });
 
   test(`${name}: a signal stops a run, and what it allocated is freed`, async () => {

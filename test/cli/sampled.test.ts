@@ -3,8 +3,8 @@ import test from 'node:test';
 import { attentionWithGrads } from '../../src/api/grads.ts';
 import { createRequest } from '../../src/api/request.ts';
 import { backwardError, forwardError } from '../../src/cli/sampled.ts';
-import { alibiSlopes } from '../../src/cli/scores.ts';
 import { randomTensor } from '../../src/cli/shapes.ts';
+import { alibiSlopes } from '../../src/mods/library.ts';
 
 /** The sampled oracle was written apart from the reference engine: they must agree. */
 test('sampled errors of the reference engine are rounding alone, and a planted error is seen', async () => {
@@ -27,12 +27,4 @@ test('sampled errors of the reference engine are rounding alone, and a planted e
     assert.ok(Math.abs(forwardError(problem, all, 40).error - 0.1) < 1e-9);
     assert.ok(backwardError(problem, all, 40).error > 0.09);
   }
-});
-
-test("ALiBi's slopes are the paper's, also for head counts that are no power of two", () => {
-  assert.deepEqual([...alibiSlopes(8).data].slice(0, 3), [0.5, 0.25, 0.125]);
-  const twelve = [...alibiSlopes(12).data];
-  assert.deepEqual(twelve.slice(0, 2), [0.5, 0.25]);
-  assert.equal(twelve.length, 12);
-  assert.ok(Math.abs(twelve[8] - 2 ** -0.5) < 1e-7);
 });

@@ -45,6 +45,7 @@ function mutant({ problem: change = (p) => p, operands: take = (o) => o, after =
     copy: (source, target, runs) => reference.copy(source, target, runs),
     synchronize: () => reference.synchronize(),
     close: async () => {},
+    [Symbol.asyncDispose]: async () => {},
     async prepare(problem, step) {
       const program = await reference.prepare(problem, step);
       return {

@@ -126,3 +126,12 @@ test('arguments that make no sense are named', () => {
   wrong(() => lib.softcap(Number.NaN), 'cap');
   wrong(() => lib.relativeBias(f32(2, 4)), 'table');
 });
+
+test("ALiBi's slopes are the paper's, also for head counts that are no power of two", () => {
+  assert.deepEqual([...lib.alibiSlopes(8).data].slice(0, 3), [0.5, 0.25, 0.125]);
+  const twelve = [...lib.alibiSlopes(12).data];
+  assert.deepEqual(twelve.slice(0, 2), [0.5, 0.25]);
+  assert.equal(twelve.length, 12);
+  assert.ok(Math.abs(twelve[8] - 2 ** -0.5) < 1e-7);
+  assert.throws(() => lib.alibiSlopes(0), /heads/);
+});

@@ -183,6 +183,10 @@ export class CudaEngine implements Engine {
       }
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
   /** @throws DisposedError after close. */
   alive(): void {
     if (this.closed) throw new DisposedError('the CUDA engine');

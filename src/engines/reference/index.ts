@@ -106,6 +106,10 @@ class ReferenceEngine implements Engine {
     await this.#running;
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
   /** Runs follow each other in the order they were asked for. */
   #enqueue(work: () => Promise<void>): Promise<void> {
     const run = this.#running.then(work);

@@ -192,6 +192,10 @@ export class WasmEngine implements Engine {
     return this.runtime.close();
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
   /** @throws ArgumentError for another engine's tensor, DisposedError for a freed one. */
   #own(argument: string, operand: EngineTensor): WasmTensor {
     if (!(operand instanceof WasmTensor) || operand.engine !== this)

@@ -167,6 +167,10 @@ export class WebGpuEngine implements Engine {
     if (this.#owned) this.device.destroy();
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
   /**
    * A tensor over a caller's buffer on this engine's device, without a copy. The buffer needs STORAGE usage (COPY_SRC to be
    * read back) and stays the caller's: dispose() leaves it alone.

@@ -17,7 +17,7 @@ export async function probe(options: WebGpuOptions = {}): Promise<Probe> {
     const { adapter } = await findAdapter(options);
     const { vendor, architecture, description } = adapter.info;
     const detail = [description, vendor, architecture].filter((s) => s !== '').join(', ');
-    return { engine: 'webgpu', available: true, detail };
+    return { engine: 'webgpu', available: true, detail: detail || 'an adapter that the browser does not name' };
   } catch (e) {
     const reason = e instanceof Error ? e.message : String(e);
     return { engine: 'webgpu', available: false, reason: reason.replace(/^webgpu: /, '') };
