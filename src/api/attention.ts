@@ -132,7 +132,7 @@ const forwardBytes = ({ request, plan }: Call): number =>
   bytesOfRoles(request, ['q', 'k', 'v', 'out', 'lse']) + plan.forward.cost.workspace;
 
 /** Host tensors in and out: at once, or in parts when they do not fit into the engine's memory together. */
-export async function forwardOnHost(
+async function forwardOnHost(
   call: Call,
   inputs: HostInputs,
   options: AttentionOptions,

@@ -111,7 +111,7 @@ export async function compile(engine: Engine, request: Request, plan: Plan): Pro
 }
 
 /** Engines to try, in order. Tensors in an engine leave no choice. */
-export function orderOf(
+function orderOf(
   named: Readonly<Record<string, TensorLike>>,
   { engine: choice, bias, alibi, sink, mask: given, blockSparse }: AttentionOptions,
 ): readonly (Engine | EngineName)[] {

@@ -79,7 +79,7 @@ export async function splitCall(
 }
 
 /** Elements a call's own tensors have, by role. */
-export function elementsOf({ problem, lseShape, rowsK, batches }: Request): Record<Role, number> {
+function elementsOf({ problem, lseShape, rowsK, batches }: Request): Record<Role, number> {
   const rows = sizeOf(lseShape);
   const keys = rowsK * batches * problem.Hkv;
   return { q: rows * problem.D, k: keys * problem.D, v: keys * problem.Dv, out: rows * problem.Dv, lse: rows };

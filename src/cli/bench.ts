@@ -132,7 +132,7 @@ export function suite(flags: PlannedFlags): BenchTask[] {
 }
 
 /** What a measurement comes to in a result file. */
-export function rowsOf({ problem, plan, forward, backward }: Measurement): BenchRow[] {
+function rowsOf({ problem, plan, forward, backward }: Measurement): BenchRow[] {
   const row = (t: Timing): BenchRow => ({
     id: plan.id,
     pass: t.pass,
@@ -150,7 +150,7 @@ export function rowsOf({ problem, plan, forward, backward }: Measurement): Bench
   return backward === null ? [row(forward)] : [row(forward), row(backward)];
 }
 
-export const resultFile = (engine: Caps, rows: readonly BenchRow[]): BenchFile => ({
+const resultFile = (engine: Caps, rows: readonly BenchRow[]): BenchFile => ({
   format: 'tilewise-bench-1',
   date: new Date().toISOString(),
   commit: commit(),

@@ -40,7 +40,7 @@ export async function openOne(
  *
  * @throws ArgumentError for an unknown name; DeviceError for a named engine that cannot run here.
  */
-export async function openEngines(flags: EngineFlags): Promise<Engine[]> {
+async function openEngines(flags: EngineFlags): Promise<Engine[]> {
   const { engine: word } = flags;
   if (word !== undefined && word !== 'auto') return [await openOne(engineNamed(word), flags)];
   const order: readonly LoadableEngine[] = word === 'auto' ? AUTO_ORDER : ['wasm', 'reference'];

@@ -1,7 +1,7 @@
 /** Seeded numbers for cases, the same on every machine. */
 
 /** Uniform in [0, 1): mulberry32, a 32-bit generator. */
-export function uniform(seed: number): () => number {
+function uniform(seed: number): () => number {
   let state = seed | 0;
   return () => {
     state = (state + 0x6d2b79f5) | 0;

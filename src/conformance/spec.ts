@@ -209,7 +209,7 @@ function kvFor(r: Resolved, rng: Random): KvStorage {
 }
 
 /** Tensor shapes of the operands, guard columns included. */
-export function shapesOf(problem: Problem, spec: Spec): Record<'q' | 'k' | 'v' | 'out' | 'lse', readonly number[]> {
+function shapesOf(problem: Problem, spec: Spec): Record<'q' | 'k' | 'v' | 'out' | 'lse', readonly number[]> {
   const r = resolve(spec);
   const batch = r.storage === 'packed' ? 1 : r.B;
   const pages = problem.kv.kind === 'paged' ? problem.B * problem.kv.maxPages + 1 : batch;

@@ -35,7 +35,7 @@ export const executable: string | undefined =
 const compiled = import.meta.url.endsWith('.js');
 
 /** Why there is no browser to test in; null when there is one. */
-export const noBrowser: string | null = !compiled
+const noBrowser: string | null = !compiled
   ? 'browsers run compiled code: npm test -- browser'
   : executable === undefined
     ? 'no Chromium here: apt-get install chromium, or CHROMIUM=/path'

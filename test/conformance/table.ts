@@ -29,7 +29,7 @@ export interface TableOptions {
  * Where a table takes minutes a run does one case in n: the same ones every time, so that what fails is the change's. Other numbers in
  * TILEWISE_TURN=<number> do the others (n of them see all), TILEWISE_SOFTWARE_GPU=1 runs everything.
  */
-export const TURN = Number(process.env.TILEWISE_TURN ?? 43);
+const TURN = Number(process.env.TILEWISE_TURN ?? 43);
 const WHOLE = process.env.TILEWISE_SOFTWARE_GPU === '1';
 
 /** The cases of this turn; the title of what is left out is a skipped test's. */

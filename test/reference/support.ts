@@ -5,7 +5,7 @@ import { open } from '../../src/engines/reference/index.ts';
 import { choosePlan } from '../../src/plan/choose.ts';
 import type { Problem } from '../../src/problem/problem.ts';
 
-export const engine = await open();
+const engine = await open();
 
 /** Forward's results, and backward's when the problem asks for gradients. */
 export async function results(problem: Problem, inputs: Inputs, spec: Spec, backward = true): Promise<Results> {

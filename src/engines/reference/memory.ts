@@ -60,7 +60,7 @@ export const DECODE: Readonly<Record<DType, (x: number) => number>> = {
   i32: same,
   u8: same,
 };
-export const ENCODE: Readonly<Record<DType, (x: number) => number>> = {
+const ENCODE: Readonly<Record<DType, (x: number) => number>> = {
   f64: same,
   f32: same,
   f16: toF16,

@@ -14,7 +14,7 @@ export interface Side {
 }
 
 /** Elements between neighbours along each axis of a dense tensor. */
-export const stepsOf = (shape: readonly number[]): number[] => shape.map((_, i) => sizeOf(shape.slice(i + 1)));
+const stepsOf = (shape: readonly number[]): number[] => shape.map((_, i) => sizeOf(shape.slice(i + 1)));
 
 /** Where a load looks: element offset = scalar part + lane part, each a sum of index * step. */
 export interface Place {

@@ -18,7 +18,7 @@ import { arrays } from './layout.ts';
  * The maximum of a row that has seen no key: below every score, and finite after it was multiplied by `slope`, so that
  * differences with it are never NaN.
  */
-export const NO_MAXIMUM = -1e30;
+const NO_MAXIMUM = -1e30;
 
 /**
  * Scores are kept as the product gives them and scaled on the way into the exponential, which costs nothing where
@@ -70,7 +70,7 @@ export const workOf = ({ shape, blockK }: BlockShape) => {
 };
 
 /** (k, q, p, max): a register tile of scores; the maximum of its rows goes into `max`. */
-export function emitScoreTile(m: ModuleBuilder, { shape, D }: BlockShape, rows: number): Callable {
+function emitScoreTile(m: ModuleBuilder, { shape, D }: BlockShape, rows: number): Callable {
   return m.func(`scores${rows}`, { k: 'i32', q: 'i32', p: 'i32', max: 'i32' }, (f, a) => {
     const v = new Vectors(f, shape);
     const acc = accumulators(v, rows);
