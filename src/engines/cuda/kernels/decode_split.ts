@@ -151,14 +151,8 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
     const at = asm.op('add.s64', p.ranges, asm.op('mul.wide.u32', place.b, 8));
     [firstBlock, endBlock] = asm.loadVector('global', 'b32', 2, at, 0, 'nc');
   }
-  // The first `rest` splits have one block more than the others.
-  const blocks = asm.op('sub.s32', endBlock, firstBlock);
-  const each = asm.op('div.u32', blocks, p.splits);
-  const rest = asm.op('sub.s32', blocks, asm.op('mul.lo.s32', each, p.splits));
-  const before = asm.op('mad.lo.s32', split, each, asm.op('min.s32', split, rest));
-  const block = asm.op('add.s32', firstBlock, before);
-  const longer = asm.op('selp.b32', 1, 0, asm.op('setp.lt.s32', split, rest));
-  const limit = asm.op('add.s32', asm.op('add.s32', block, each), longer);
+  // Splits take turns, so that those of a head read next to each other.
+  const block = asm.op('add.s32', firstBlock, split);
 
   const tileQ = { storage: spec.storage, rows: m * 16, columns: spec.D, padded: spec.padD, grain: spec.grains.q };
   const tileK = { ...tileQ, rows: blockK, grain: spec.grains.k };
@@ -189,13 +183,13 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   };
   const fetch = (withQ = false): void => {
     const none = asm.label('none');
-    asm.branch(none, asm.op('setp.lt.s32', coming, limit), { negate: true, uniform: true });
+    asm.branch(none, asm.op('setp.lt.s32', coming, endBlock), { negate: true, uniform: true });
     const first = asm.op('mul.lo.s32', coming, blockK);
     const target = asm.op('mad.lo.s32', slot, stageBytes, sRing);
     readK.load(target, first, place.lenK);
     readV.load(asm.op('add.s32', target, tileBytes(tileK)), first, place.lenK);
     asm.place(none);
-    asm.set(coming, 'add.s32', coming, 1);
+    asm.set(coming, 'add.s32', coming, p.splits);
     nextSlot(slot);
     if (withQ) loadQ();
     cpAsyncCommit(asm);
@@ -228,7 +222,7 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
   const loop = asm.label('loopKV');
   const done = asm.label('join');
   asm.place(loop);
-  asm.branch(done, asm.op('setp.lt.s32', block, limit), { negate: true, uniform: true });
+  asm.branch(done, asm.op('setp.lt.s32', block, endBlock), { negate: true, uniform: true });
   cpAsyncWait(asm, stages - 2);
   asm.barrier();
   fetch();
@@ -303,7 +297,7 @@ function emitDecode(problem: Problem, config: DecodeConfig): KernelText {
         for (let i = 0; i < m; i++) arithmetic.mma(acc[i][2 * n + j], a[i], b);
       });
   }
-  asm.set(block, 'add.s32', block, 1);
+  asm.set(block, 'add.s32', block, p.splits);
   asm.branch(loop);
 
   asm.place(done);
