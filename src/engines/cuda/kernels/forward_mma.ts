@@ -54,16 +54,15 @@ function candidates(spec: Spec): ForwardConfig[] {
     perSm,
     hold,
   });
-  if (spec.storage === 'f32')
-    return widest <= 64
-      ? [tile(128, 32, 4, 2), tile(64, 32, 4, 3), tile(64, 16, 4, 2)]
-      : widest <= 128
-        ? [tile(64, 16, 4, 2)]
-        : [tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
   const fallback = [tile(64, 64, 4, 1), tile(64, 32, 4, 1)];
   // Modifiers and dropout need registers of their own; without them there is room to keep Q.
   const light = spec.folded && !spec.dropout;
   const plain = light && spec.mask === null;
+  if (spec.storage === 'f32') {
+    if (widest <= 64) return [tile(128, 32, 4, 2), tile(64, 32, 4, 3), tile(64, 16, 4, 2)];
+    if (widest <= 128) return [plain ? tile(128, 16, 4, 2) : tile(64, 32, 4, 2), tile(64, 16, 4, 2)];
+    return [tile(128, 16, 8, 1), tile(64, 16, 4, 1), tile(32, 16, 2, 1)];
+  }
   if (widest <= 64) {
     const wide = plain ? [tile(128, 96, 4, 2, true)] : [];
     return [...wide, spec.dropout ? tile(128, 48, 4, 2) : tile(128, 64, 4, 2, light), ...fallback];
