@@ -66,8 +66,8 @@ export interface TileReader {
 }
 
 /**
- * Divides a tile among the threads of a block: each thread owns one column of chunks and every `threads / chunks`-th row.
- * Whole chunks of zeros right of `columns` are written once by `clearMargin`.
+ * Divides a tile among the threads of a block: each thread owns one column of chunks and every `threads / chunks`-th row; every
+ * `threads`-th column where rows have more chunks than there are threads.
  */
 export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thread: Reg<'b32'>): Loader {
   const { storage, rows, columns, padded, grain } = shape;
@@ -76,18 +76,24 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
   const chunks = ceilDiv(padded * size, 16);
   const lanes = Math.min(2 ** Math.ceil(Math.log2(chunks)), threads);
   const rowStep = threads / lanes;
+  const strips = ceilDiv(chunks, lanes);
   const chunk = asm.op('and.b32', thread, lanes - 1);
   const row = asm.op('shr.u32', thread, Math.log2(lanes));
   const passes = ceilDiv(rows, rowStep);
   // Threads past the last chunk, or past the last row of a tile smaller than the block, copy nothing.
   const idle: Reg<'pred'>[] = [];
+  const ragged = strips > 1 && strips * lanes > chunks;
+  const pastLast = ragged ? asm.op('setp.ge.s32', chunk, chunks - (strips - 1) * lanes) : null;
   if (lanes > chunks) idle.push(asm.op('setp.ge.s32', chunk, chunks));
   if (rowStep > rows) idle.push(asm.op('setp.ge.s32', row, rows));
   const outside = idle.length === 2 ? asm.op('or.pred', idle[0], idle[1]) : idle[0];
   const place = asm.op('mad.lo.s32', row, pitch, chunkByte(asm, storage, row, chunk));
   const bytesIn = asm.op('shl.b32', chunk, 4);
-  // Bytes of this chunk that exist: 16 inside, fewer at the right edge, none beyond it.
-  const exist = asm.op('min.s32', asm.op('max.s32', asm.op('sub.s32', columns * size, bytesIn), 0), 16);
+  const stripBytes = lanes * 16;
+  // Bytes of this chunk, by strip, that exist: 16 inside, fewer at the right edge, none beyond it.
+  const exist = Array.from({ length: strips }, (_, i) =>
+    asm.op('min.s32', asm.op('max.s32', asm.op('sub.s32', columns * size - i * stripBytes, bytesIn), 0), 16),
+  );
   const edgeless = (columns * size) % 16 === 0 && chunks * 16 === columns * size;
   const column = asm.op('cvt.u64.u32', bytesIn);
 
@@ -114,8 +120,14 @@ export function loaderOf(asm: Assembler, shape: TileShape, threads: number, thre
       const here = i === 0 ? index : asm.op('add.s32', index, i * rowStep);
       if (i > 0) address = step === null ? rowAt(here) : asm.op('add.s64', address, step);
       const inside = asm.op('setp.lt.s32', here, limit);
-      const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist, 0, inside);
-      copyChunk(asm, grain, slots(i), i * rowStep * pitch, address, valid);
+      for (let j = 0; j < strips; j++) {
+        const skip = j === strips - 1 && pastLast !== null ? asm.label('strip') : null;
+        if (skip !== null && pastLast !== null) asm.branch(skip, pastLast);
+        const valid: Operand<'b32'> = asm.op('selp.b32', edgeless ? 16 : exist[j], 0, inside);
+        const from = j === 0 ? address : asm.op('add.s64', address, j * stripBytes);
+        copyChunk(asm, grain, slots(i), i * rowStep * pitch + j * stripBytes, from, valid);
+        if (skip !== null) asm.place(skip);
+      }
     }
     if (outside !== undefined) asm.place(end);
   };
