@@ -68,8 +68,11 @@ for (const architecture of ['sm_80', 'sm_90'])
     assert.deepEqual(wrong, []);
   });
 
-/** Programs that are a register or two short: a constant or two wait in local memory and are read back once a block of keys. */
-const TIGHT = [/^forward\.f32\.d(64|256)\.causal\.forward_mma/];
+/**
+ * Programs that are a few registers short: constants wait in local memory and are read back once a block of keys. Tiles that
+ * fit were slower on an H200: 47 against 54 TFLOP/s at head size 128, 46 against 50 at 64.
+ */
+const TIGHT = [/^forward\.f32\.d(64\.causal|128\.(full|causal))\.forward_mma/];
 
 test('programs do not spill', { skip: !existsSync(TABLE) && 'no table yet' }, () => {
   const spills = Object.entries(known).filter(([id, e]) => e.spilled > 0 && !TIGHT.some((tight) => tight.test(id)));
