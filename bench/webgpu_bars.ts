@@ -2,7 +2,7 @@
  * Measures what the WebGPU engine is held to, every tier in one process, its peer right after on the same device.
  *
  *     node bench/webgpu_bars.ts OUT.json [peer=DIR] [commit=HASH] [date=DAY] [adapter=NAME] [h=16] [n=1024,4096] [d=64,128]
- *                               [long=16384] [decode=8192] [rounds=7] [only=forward,backward,window,decode,overhead]
+ *                               [long=16384] [decode=8192] [rounds=9] [only=forward,backward,window,decode,overhead]
  *
  * Tiers are what devices are: `base` without subgroups and f16, `subgroup` without subgroup matrices, `matrix` with all. The
  * tiers' results are compared before anything is timed. `peer` is a folder with ort_models.py and ort_chain.mjs, which need
@@ -48,7 +48,7 @@ export interface WebGpuRow {
   readonly tier: Tier;
   readonly kernel: string;
   readonly config: Step['config'];
-  /** Median, milliseconds of a call. */
+  /** Milliseconds of a call: see `timeInTurn`. */
   readonly ms: number;
   /** Of what the mask keeps: 2 pairs (D + Dv) forward, 2 pairs (3 D + 2 Dv) backward. */
   readonly tflops: number;
@@ -172,7 +172,7 @@ async function measure(group: WebGpuRow['group'], pass: Pass, asked: readonly As
   allShapes.clear();
   const times = await timeInTurn(
     ready.map((r) => r.entrant),
-    { rounds: Number(value('rounds', '7')) },
+    { rounds: Number(value('rounds', '9')) },
   );
   for (const [i, { name, tier, shape, step, operands, difference }] of ready.entries()) {
     operands.dispose();
@@ -269,13 +269,13 @@ if (wants('overhead')) {
     const { forward } = choosePlan(problem, [engine]);
     const program = await engine.prepare(problem, forward);
     const times: number[] = [];
-    for (let i = 0; i < 600; i++) {
+    for (let i = 0; i < 2000; i++) {
       const start = performance.now();
       await program.run(problem, operands);
       times.push(performance.now() - start);
       if (i % 50 === 49) await engine.synchronize();
     }
-    const ms = median(times.slice(100));
+    const ms = median(times.slice(500));
     const { kernel, config } = forward;
     results.rows.push({
       group: 'overhead',
