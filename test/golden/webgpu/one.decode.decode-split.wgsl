@@ -45,17 +45,17 @@ fn rd_q(row_: u32, quad_: u32) -> vec4<f32> {
   let at = base_q + row * P.q_s;
   return select(vec4<f32>(), q[(at >> 2u) + quad], row_ < u32(atLenQ) && quad_ < 4u);
 }
-fn rd_k(row_: u32, quad_: u32) -> vec4<f32> {
-  let row = min(row_, u32(atLenK) - 1u);
+fn rd_any_k(row_: u32, quad_: u32) -> vec4<f32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_k + row * P.k_s;
-  return select(vec4<f32>(), k[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
+  return select(vec4<f32>(), k[(at >> 2u) + quad], quad_ < 4u);
 }
-fn rd_v(row_: u32, quad_: u32) -> vec4<f32> {
-  let row = min(row_, u32(atLenK) - 1u);
+fn rd_any_v(row_: u32, quad_: u32) -> vec4<f32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_v + row * P.v_s;
-  return select(vec4<f32>(), v[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
+  return select(vec4<f32>(), v[(at >> 2u) + quad], quad_ < 4u);
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
@@ -115,10 +115,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var k_1_0: vec4<f32>;
         var k_2_0: vec4<f32>;
         var k_3_0: vec4<f32>;
-        k_0_0 = rd_k(k0 + 0u + 0u + owner, lane + 0u);
-        k_1_0 = rd_k(k0 + 0u + 8u + owner, lane + 0u);
-        k_2_0 = rd_k(k0 + 0u + 16u + owner, lane + 0u);
-        k_3_0 = rd_k(k0 + 0u + 24u + owner, lane + 0u);
+        k_0_0 = rd_any_k(k0 + 0u + 0u + owner, lane + 0u);
+        k_1_0 = rd_any_k(k0 + 0u + 8u + owner, lane + 0u);
+        k_2_0 = rd_any_k(k0 + 0u + 16u + owner, lane + 0u);
+        k_3_0 = rd_any_k(k0 + 0u + 24u + owner, lane + 0u);
         for (var part = 0u; part < 2u * once; part++) {
           let x_0_0 = k_0_0;
           partial_[((0u + owner) * 1u + 0u) * 9u + lane] = vec4<f32>(dot(q_0_0, x_0_0), dot(q_1_0, x_0_0), dot(q_2_0, x_0_0), dot(q_3_0, x_0_0));
@@ -129,10 +129,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           let x_3_0 = k_3_0;
           partial_[((24u + owner) * 1u + 0u) * 9u + lane] = vec4<f32>(dot(q_0_0, x_3_0), dot(q_1_0, x_3_0), dot(q_2_0, x_3_0), dot(q_3_0, x_3_0));
           if (part < 1u) {
-            k_0_0 = rd_k(k0 + (part + 1u) * 32u + 0u + owner, lane + 0u);
-            k_1_0 = rd_k(k0 + (part + 1u) * 32u + 8u + owner, lane + 0u);
-            k_2_0 = rd_k(k0 + (part + 1u) * 32u + 16u + owner, lane + 0u);
-            k_3_0 = rd_k(k0 + (part + 1u) * 32u + 24u + owner, lane + 0u);
+            k_0_0 = rd_any_k(k0 + (part + 1u) * 32u + 0u + owner, lane + 0u);
+            k_1_0 = rd_any_k(k0 + (part + 1u) * 32u + 8u + owner, lane + 0u);
+            k_2_0 = rd_any_k(k0 + (part + 1u) * 32u + 16u + owner, lane + 0u);
+            k_3_0 = rd_any_k(k0 + (part + 1u) * 32u + 24u + owner, lane + 0u);
           }
           workgroupBarrier(); // every lane's part of the products is visible
           if (tid < 32u) {
@@ -157,14 +157,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       var v_5: vec4<f32>;
       var v_6: vec4<f32>;
       var v_7: vec4<f32>;
-      v_0 = rd_v(k0 + 0u + 0u + keyGroup, column);
-      v_1 = rd_v(k0 + 0u + 8u + keyGroup, column);
-      v_2 = rd_v(k0 + 0u + 16u + keyGroup, column);
-      v_3 = rd_v(k0 + 0u + 24u + keyGroup, column);
-      v_4 = rd_v(k0 + 0u + 32u + keyGroup, column);
-      v_5 = rd_v(k0 + 0u + 40u + keyGroup, column);
-      v_6 = rd_v(k0 + 0u + 48u + keyGroup, column);
-      v_7 = rd_v(k0 + 0u + 56u + keyGroup, column);
+      v_0 = rd_any_v(k0 + 0u + 0u + keyGroup, column);
+      v_1 = rd_any_v(k0 + 0u + 8u + keyGroup, column);
+      v_2 = rd_any_v(k0 + 0u + 16u + keyGroup, column);
+      v_3 = rd_any_v(k0 + 0u + 24u + keyGroup, column);
+      v_4 = rd_any_v(k0 + 0u + 32u + keyGroup, column);
+      v_5 = rd_any_v(k0 + 0u + 40u + keyGroup, column);
+      v_6 = rd_any_v(k0 + 0u + 48u + keyGroup, column);
+      v_7 = rd_any_v(k0 + 0u + 56u + keyGroup, column);
       var n_0 = m_0;
       for (var i = tid; i < 64u * once; i += 64u) {
         let kv = k0 + i;
@@ -204,23 +204,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       }
       workgroupBarrier(); // the probabilities are visible
       for (var part = 0u; part < 1u * once; part++) {
-        let x_0 = v_0;
-        let x_1 = v_1;
-        let x_2 = v_2;
-        let x_3 = v_3;
-        let x_4 = v_4;
-        let x_5 = v_5;
-        let x_6 = v_6;
-        let x_7 = v_7;
+        let x_0 = select(vec4<f32>(0.0), v_0, k0 + part * 64u + 0u + keyGroup < lenK);
+        let x_1 = select(vec4<f32>(0.0), v_1, k0 + part * 64u + 8u + keyGroup < lenK);
+        let x_2 = select(vec4<f32>(0.0), v_2, k0 + part * 64u + 16u + keyGroup < lenK);
+        let x_3 = select(vec4<f32>(0.0), v_3, k0 + part * 64u + 24u + keyGroup < lenK);
+        let x_4 = select(vec4<f32>(0.0), v_4, k0 + part * 64u + 32u + keyGroup < lenK);
+        let x_5 = select(vec4<f32>(0.0), v_5, k0 + part * 64u + 40u + keyGroup < lenK);
+        let x_6 = select(vec4<f32>(0.0), v_6, k0 + part * 64u + 48u + keyGroup < lenK);
+        let x_7 = select(vec4<f32>(0.0), v_7, k0 + part * 64u + 56u + keyGroup < lenK);
         if (part < 0u) {
-          v_0 = rd_v(k0 + (part + 1u) * 64u + 0u + keyGroup, column);
-          v_1 = rd_v(k0 + (part + 1u) * 64u + 8u + keyGroup, column);
-          v_2 = rd_v(k0 + (part + 1u) * 64u + 16u + keyGroup, column);
-          v_3 = rd_v(k0 + (part + 1u) * 64u + 24u + keyGroup, column);
-          v_4 = rd_v(k0 + (part + 1u) * 64u + 32u + keyGroup, column);
-          v_5 = rd_v(k0 + (part + 1u) * 64u + 40u + keyGroup, column);
-          v_6 = rd_v(k0 + (part + 1u) * 64u + 48u + keyGroup, column);
-          v_7 = rd_v(k0 + (part + 1u) * 64u + 56u + keyGroup, column);
+          v_0 = rd_any_v(k0 + (part + 1u) * 64u + 0u + keyGroup, column);
+          v_1 = rd_any_v(k0 + (part + 1u) * 64u + 8u + keyGroup, column);
+          v_2 = rd_any_v(k0 + (part + 1u) * 64u + 16u + keyGroup, column);
+          v_3 = rd_any_v(k0 + (part + 1u) * 64u + 24u + keyGroup, column);
+          v_4 = rd_any_v(k0 + (part + 1u) * 64u + 32u + keyGroup, column);
+          v_5 = rd_any_v(k0 + (part + 1u) * 64u + 40u + keyGroup, column);
+          v_6 = rd_any_v(k0 + (part + 1u) * 64u + 48u + keyGroup, column);
+          v_7 = rd_any_v(k0 + (part + 1u) * 64u + 56u + keyGroup, column);
         }
         let p_0_0 = scores[(part * 64u + 0u + keyGroup) * 1u + 0u];
         o_0 = fma(vec4<f32>(p_0_0.x), x_0, o_0);

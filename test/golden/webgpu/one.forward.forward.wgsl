@@ -54,11 +54,11 @@ fn rd_any_full_k(row_: u32, quad_: u32) -> vec4<f32> {
   let at = base_k + row * P.k_s;
   return k[(at >> 2u) + quad];
 }
-fn rd_v(row_: u32, quad_: u32) -> vec4<f32> {
-  let row = min(row_, u32(atLenK) - 1u);
+fn rd_any_v(row_: u32, quad_: u32) -> vec4<f32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_v + row * P.v_s;
-  return select(vec4<f32>(), v[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
+  return select(vec4<f32>(), v[(at >> 2u) + quad], quad_ < 4u);
 }
 fn st_out(row: u32, quad: u32, x: vec4<f32>) {
   if (row >= u32(atLenQ) || quad >= 4u) { return; }
@@ -254,19 +254,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       let from_ = part * 16u;
       let inPiece = from_;
       workgroupBarrier(); // the place's last readers are done
-      ox_0_0 = rd_v(k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
-      ox_1_0 = rd_v(k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
-      ox_2_0 = rd_v(k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
-      ox_3_0 = rd_v(k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
+      ox_0_0 = rd_any_v(k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
+      ox_1_0 = rd_any_v(k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
+      ox_2_0 = rd_any_v(k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
+      ox_3_0 = rd_any_v(k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
       if (inPiece == 0u) {
         arena[0u + (0u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.x, s_1_0.x, s_2_0.x, s_3_0.x);
         arena[0u + (8u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.y, s_1_0.y, s_2_0.y, s_3_0.y);
         arena[0u + (16u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.z, s_1_0.z, s_2_0.z, s_3_0.z);
         arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.w, s_1_0.w, s_2_0.w, s_3_0.w);
       }
+      ox_0_0 = select(vec4<f32>(0.0), ox_0_0, k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u < lenK);
       arena[160u + tid] = ox_0_0;
+      ox_1_0 = select(vec4<f32>(0.0), ox_1_0, k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u < lenK);
       arena[160u + (tid + 32u)] = ox_1_0;
+      ox_2_0 = select(vec4<f32>(0.0), ox_2_0, k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u < lenK);
       arena[160u + (tid + 64u)] = ox_2_0;
+      ox_3_0 = select(vec4<f32>(0.0), ox_3_0, k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u < lenK);
       arena[160u + (tid + 96u)] = ox_3_0;
       workgroupBarrier(); // P and the staged rows are visible
       for (var j = 0u; j < 4u * once; j++) {

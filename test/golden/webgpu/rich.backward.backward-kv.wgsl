@@ -197,20 +197,20 @@ fn rd_any_full_dOut(row_: u32, quad_: u32) -> vec2<u32> {
   return dOut[(at >> 2u) + quad];
 }
 fn rd_any_full_dOut_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_full_dOut(row, quad)); }
-fn rd_dOut(row_: u32, quad_: u32) -> vec2<u32> {
-  let row = min(row_, u32(atLenQ) - 1u);
+fn rd_any_dOut(row_: u32, quad_: u32) -> vec2<u32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_dOut + row * P.out_s;
-  return select(vec2<u32>(), dOut[(at >> 2u) + quad], row_ < u32(atLenQ) && quad_ < 4u);
+  return select(vec2<u32>(), dOut[(at >> 2u) + quad], quad_ < 4u);
 }
-fn rd_dOut_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_dOut(row, quad)); }
-fn rd_q(row_: u32, quad_: u32) -> vec2<u32> {
-  let row = min(row_, u32(atLenQ) - 1u);
+fn rd_any_dOut_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_dOut(row, quad)); }
+fn rd_any_q(row_: u32, quad_: u32) -> vec2<u32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_q + row * P.q_s;
-  return select(vec2<u32>(), q[(at >> 2u) + quad], row_ < u32(atLenQ) && quad_ < 4u);
+  return select(vec2<u32>(), q[(at >> 2u) + quad], quad_ < 4u);
 }
-fn rd_q_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_q(row, quad)); }
+fn rd_any_q_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_q(row, quad)); }
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
@@ -451,19 +451,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let from_ = part * 16u;
             let inPiece = from_;
             workgroupBarrier(); // the place's last readers are done
-            dvx_0_0 = rd_dOut_f32(q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
-            dvx_1_0 = rd_dOut_f32(q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
-            dvx_2_0 = rd_dOut_f32(q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
-            dvx_3_0 = rd_dOut_f32(q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
+            dvx_0_0 = rd_any_dOut_f32(q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
+            dvx_1_0 = rd_any_dOut_f32(q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
+            dvx_2_0 = rd_any_dOut_f32(q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
+            dvx_3_0 = rd_any_dOut_f32(q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
             if (inPiece == 0u) {
               arena[0u + (0u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.x, s_1_0.x, s_2_0.x, s_3_0.x);
               arena[0u + (8u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.y, s_1_0.y, s_2_0.y, s_3_0.y);
               arena[0u + (16u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.z, s_1_0.z, s_2_0.z, s_3_0.z);
               arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(s_0_0.w, s_1_0.w, s_2_0.w, s_3_0.w);
             }
+            dvx_0_0 = select(vec4<f32>(0.0), dvx_0_0, q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u < lenQ);
             arena[160u + tid] = dvx_0_0;
+            dvx_1_0 = select(vec4<f32>(0.0), dvx_1_0, q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 32u)] = dvx_1_0;
+            dvx_2_0 = select(vec4<f32>(0.0), dvx_2_0, q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 64u)] = dvx_2_0;
+            dvx_3_0 = select(vec4<f32>(0.0), dvx_3_0, q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 96u)] = dvx_3_0;
             workgroupBarrier(); // P and the staged rows are visible
             for (var j = 0u; j < 4u * once; j++) {
@@ -511,19 +515,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let from_ = part * 16u;
             let inPiece = from_;
             workgroupBarrier(); // the place's last readers are done
-            dkx_0_0 = rd_q_f32(q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
-            dkx_1_0 = rd_q_f32(q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
-            dkx_2_0 = rd_q_f32(q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
-            dkx_3_0 = rd_q_f32(q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
+            dkx_0_0 = rd_any_q_f32(q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
+            dkx_1_0 = rd_any_q_f32(q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
+            dkx_2_0 = rd_any_q_f32(q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
+            dkx_3_0 = rd_any_q_f32(q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
             if (inPiece == 0u) {
               arena[0u + (0u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.x, t_1_0.x, t_2_0.x, t_3_0.x);
               arena[0u + (8u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.y, t_1_0.y, t_2_0.y, t_3_0.y);
               arena[0u + (16u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.z, t_1_0.z, t_2_0.z, t_3_0.z);
               arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.w, t_1_0.w, t_2_0.w, t_3_0.w);
             }
+            dkx_0_0 = select(vec4<f32>(0.0), dkx_0_0, q0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u < lenQ);
             arena[160u + tid] = dkx_0_0;
+            dkx_1_0 = select(vec4<f32>(0.0), dkx_1_0, q0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 32u)] = dkx_1_0;
+            dkx_2_0 = select(vec4<f32>(0.0), dkx_2_0, q0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 64u)] = dkx_2_0;
+            dkx_3_0 = select(vec4<f32>(0.0), dkx_3_0, q0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u < lenQ);
             arena[160u + (tid + 96u)] = dkx_3_0;
             workgroupBarrier(); // P and the staged rows are visible
             for (var j = 0u; j < 4u * once; j++) {

@@ -189,13 +189,13 @@ fn st_dq(row: u32, quad: u32, x: vec4<f32>) {
   let at = base_dq + row * P.q_s;
   dq[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
 }
-fn rd_k(row_: u32, quad_: u32) -> vec2<u32> {
-  let row = min(row_, u32(atLenK) - 1u);
+fn rd_any_k(row_: u32, quad_: u32) -> vec2<u32> {
+  let row = row_;
   let quad = min(quad_, 3u);
   let at = base_k + row * P.k_s;
-  return select(vec2<u32>(), k[(at >> 2u) + quad], row_ < u32(atLenK) && quad_ < 4u);
+  return select(vec2<u32>(), k[(at >> 2u) + quad], quad_ < 4u);
 }
-fn rd_k_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_k(row, quad)); }
+fn rd_any_k_f32(row: u32, quad: u32) -> vec4<f32> { return tw_f16(rd_any_k(row, quad)); }
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let once = min(groups.z, 1u);
@@ -436,22 +436,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           let from_ = part * 16u;
           let inPiece = from_;
           workgroupBarrier(); // the place's last readers are done
-          dqx_0_0 = rd_k_f32(k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
-          dqx_1_0 = rd_k_f32(k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
-          dqx_2_0 = rd_k_f32(k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
-          dqx_3_0 = rd_k_f32(k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
+          dqx_0_0 = rd_any_k_f32(k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u, tid % 8u);
+          dqx_1_0 = rd_any_k_f32(k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u, (tid + 32u) % 8u);
+          dqx_2_0 = rd_any_k_f32(k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u, (tid + 64u) % 8u);
+          dqx_3_0 = rd_any_k_f32(k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u, (tid + 96u) % 8u);
           if (inPiece == 0u) {
             arena[0u + (0u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.x, t_1_0.x, t_2_0.x, t_3_0.x);
             arena[0u + (8u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.y, t_1_0.y, t_2_0.y, t_3_0.y);
             arena[0u + (16u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.z, t_1_0.z, t_2_0.z, t_3_0.z);
             arena[0u + (24u + c) * 5u + r + 0u] = vec4<f32>(t_0_0.w, t_1_0.w, t_2_0.w, t_3_0.w);
           }
+          dqx_0_0 = select(vec4<f32>(0.0), dqx_0_0, k0 + 0u + (inPiece + tid / 8u) % 8u * 4u + (inPiece + tid / 8u) / 8u < lenK);
           arena[160u + tid] = dqx_0_0;
           atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_0_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
+          dqx_1_0 = select(vec4<f32>(0.0), dqx_1_0, k0 + 0u + (inPiece + (tid + 32u) / 8u) % 8u * 4u + (inPiece + (tid + 32u) / 8u) / 8u < lenK);
           arena[160u + (tid + 32u)] = dqx_1_0;
           atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_1_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
+          dqx_2_0 = select(vec4<f32>(0.0), dqx_2_0, k0 + 0u + (inPiece + (tid + 64u) / 8u) % 8u * 4u + (inPiece + (tid + 64u) / 8u) / 8u < lenK);
           arena[160u + (tid + 64u)] = dqx_2_0;
           atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_2_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
+          dqx_3_0 = select(vec4<f32>(0.0), dqx_3_0, k0 + 0u + (inPiece + (tid + 96u) / 8u) % 8u * 4u + (inPiece + (tid + 96u) / 8u) / 8u < lenK);
           arena[160u + (tid + 96u)] = dqx_3_0;
           atomicOr(&poison, u32(partial & any((bitcast<vec4<u32>>(dqx_3_0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))));
           workgroupBarrier(); // P and the staged rows are visible

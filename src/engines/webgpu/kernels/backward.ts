@@ -37,7 +37,7 @@ import {
   placesOf,
   rowAt,
   rowsOf,
-  type Source,
+  type Summand,
   sumLoads,
   threadsOf,
 } from './tile.ts';
@@ -64,7 +64,7 @@ const candidates = (problem: Problem, caps: WebGpuCaps): BackwardConfig[] => {
   if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64)
-    return [{ ...tile(16, 8, 4, 64, 8, 16, 2), qTm: 8, qDepth: 4 }, tile(16, 8, 4, 32, 4, 16, 2), ...small];
+    return [{ ...tile(16, 8, 4, 64, 8, 32, 4), qTm: 8, qDepth: 4, qSpan: 16 }, tile(16, 8, 4, 32, 4, 16, 4), ...small];
   if (wide <= 128)
     return [{ ...tile(8, 16, 8, 64, 8, 8, 2), qCols: 128, qDepth: 4, qSpan: 4 }, tile(8, 16, 4, 64, 4, 8, 2), ...small];
   return [tile(8, 16, 4, 64, 4, 4), ...small];
@@ -195,12 +195,12 @@ function launchBackward(problem: Problem, t: BackwardConfig, caps: WebGpuCaps): 
 
 /** What a shader's products read: of queries the tile at `q0`, of keys the tile at `k0`. */
 function sources(m: ModuleBuilder, problem: Problem, t: TileConfig) {
-  return (x: RowTensor, product: 'dot' | 'sum' = 'dot'): Source => {
+  return (x: RowTensor, product: 'dot' | 'sum' = 'dot'): Summand => {
     const ofQueries = x.family === 'q' || x.family === 'out';
     const quads = quadsOf(problem, x.family);
     const options = product === 'dot' ? dotLoads(t, quads) : sumLoads(t, quads);
     const load = declareLoad(m, problem, x, ofQueries ? 'u32(atLenQ)' : 'u32(atLenK)', options);
-    return { load, first: ofQueries ? 'q0' : 'k0', quads };
+    return { load, first: ofQueries ? 'q0' : 'k0', quads, end: ofQueries ? 'lenQ' : 'lenK' };
   };
 }
 

@@ -157,7 +157,8 @@ function emitSplit(problem: Problem, c: DecodeConfig): Shader {
   const stage = stageKeys(problem, c);
   declareScores(m, problem, 'kv', false);
   const loadQ = declareLoad(m, problem, Q, 'u32(atLenQ)');
-  const rawK = declareRaw(m, problem, K, 'u32(atLenK)', { anyQuad: quadsD % lanes === 0 });
+  // What lies past the last key is looked at when it has come, never when it is asked for: that would wait for it.
+  const rawK = declareRaw(m, problem, K, 'u32(atLenK)', { anyRow: true, anyQuad: quadsD % lanes === 0 });
   const memory = memoryOf(problem, c);
   m.workgroup('partial_', `array<vec4<f32>, ${memory.partial}>`);
   m.workgroup('scores', `array<vec4<f32>, ${memory.scores}>`);
@@ -233,13 +234,14 @@ workgroupBarrier(); // the probabilities are visible`;
   const wide = Math.max(powerOfTwo(quadsV), (threads * VALUES) / chunk);
   if (wide > threads) throw new Error(`decode: ${quadsV} quads of V for ${threads} invocations`);
   const keyGroups = threads / wide;
-  const rawV = declareRaw(m, problem, V, 'u32(atLenK)', { anyQuad: quadsV === wide });
+  const rawV = declareRaw(m, problem, V, 'u32(atLenK)', { anyRow: true, anyQuad: quadsV === wide });
   const rounds = chunk / (keyGroups * VALUES);
+  const rowOf = (u: number, first: string): string => `k0 + ${first} + ${u * keyGroups}u + keyGroup`;
   const fetchValues = (first: string): string =>
-    unroll(VALUES, (u) => `v_${u} = ${rawV.load}(k0 + ${first} + ${u * keyGroups}u + keyGroup, column);`);
+    unroll(VALUES, (u) => `v_${u} = ${rawV.load}(${rowOf(u, first)}, column);`);
   const declareValues = unroll(VALUES, (u) => `var v_${u}: ${rawV.type};`);
   const values = `for (var part = 0u; part < ${rounds}u; part++) {
-${unroll(VALUES, (u) => `let x_${u} = ${rawV.unpack(`v_${u}`)};`)}
+${unroll(VALUES, (u) => `let x_${u} = select(vec4<f32>(0.0), ${rawV.unpack(`v_${u}`)}, ${rowOf(u, `part * ${keyGroups * VALUES}u`)} < lenK);`)}
 if (part < ${rounds - 1}u) {
 ${fetchValues(`(part + 1u) * ${keyGroups * VALUES}u`)}
 }

@@ -45,7 +45,7 @@ const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   const wide = Math.max(problem.D, problem.Dv);
   if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
-  if (wide <= 64) return [tile(16, 8, 8, 64, 4, 16, 2), tile(8, 8, 8, 64, 4, 16, 2), ...small];
+  if (wide <= 64) return [tile(16, 8, 8, 64, 4, 16, 4), tile(8, 8, 8, 64, 4, 16, 4), ...small];
   if (wide <= 128) return [tile(8, 16, 8, 128, 4, 8, 2), tile(8, 16, 8, 64, 4, 4, 2), ...small];
   return [tile(8, 16, 8, 64, 4, 4, 2), tile(8, 16, 4, 64, 4, 4), ...small];
 };
@@ -140,7 +140,12 @@ function emitForward(problem: Problem, t: TileConfig, rowMax: RowMax): Shader {
   const [inDot, inSum] = [dotLoads(t, quadsD), sumLoads(t, quadsV)];
   const q = { load: declareLoad(m, problem, operands.q, 'u32(atLenQ)', inDot), first: 'q0', quads: quadsD };
   const k = { load: declareLoad(m, problem, operands.k, 'u32(atLenK)', inDot), first: 'k0', quads: quadsD };
-  const v = { load: declareLoad(m, problem, operands.v, 'u32(atLenK)', inSum), first: 'k0', quads: quadsV };
+  const v = {
+    load: declareLoad(m, problem, operands.v, 'u32(atLenK)', inSum),
+    first: 'k0',
+    quads: quadsV,
+    end: 'lenK',
+  };
   const store = declareStore(m, problem, out, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
   m.workgroup('arena', `array<vec4<f32>, ${at.size}>`);

@@ -104,7 +104,7 @@ function bufferType(dtype: FloatDType, vector: boolean, write: boolean): string 
 }
 
 export interface LoadOptions {
-  /** Rows at or past the limit may hold anything: their products are thrown away. */
+  /** Rows at or past the limit may hold anything: what comes of them is thrown away. */
   readonly anyRow?: boolean;
   /** Only quads of the row are asked for. */
   readonly anyQuad?: boolean;
@@ -134,8 +134,10 @@ export function declareRaw(
   const vector = aligned(problem, t.family);
   const buffer = m.storage(t.name, bufferType(dtype, vector, false));
   const quads = quadsOf(problem, t.family);
-  // Rows past the end of a page table have no address, and scalar loads are not made faster.
-  const anyRow = options.anyRow === true && vector && problem.kv.kind === 'strided';
+  // Scalar loads are not made faster.
+  const anyRow = options.anyRow === true && vector;
+  // Rows past the end of a page table have no address.
+  const anyAddress = anyRow && problem.kv.kind === 'strided';
   const anyQuad = options.anyQuad === true && vector;
   const type = vector && dtype !== 'f32' ? 'vec2<u32>' : 'vec4<f32>';
   const load = `rd${anyRow ? '_any' : ''}${anyQuad ? '_full' : ''}_${t.name}`;
@@ -143,7 +145,7 @@ export function declareRaw(
   const checked = (x: string): string => (checks.length === 0 ? x : `select(${type}(), ${x}, ${checks.join(' && ')})`);
   // Clamped rather than branched around, so that the loads of a stage are all under way before the first is waited for.
   const head = `fn ${load}(row_: u32, quad_: u32) -> ${type} {
-  let row = ${anyRow ? 'row_' : `min(row_, ${limit} - 1u)`};
+  let row = ${anyAddress ? 'row_' : `min(row_, ${limit} - 1u)`};
   let quad = ${anyQuad ? 'quad_' : `min(quad_, ${quads - 1}u)`};
   let at = ${rowAddress(m, problem, t)}`;
   if (vector) {

@@ -13,7 +13,7 @@
  *
  * Workgroup memory is what limits how many workgroups share a processor, so A, B, P and X take turns in one place: rows are
  * staged a few quads at a time, and P goes through it in pieces of 4 ct columns. While one stage is multiplied, the next is
- * already on its way from slow memory into registers.
+ * already on its way from slow memory into registers, where nothing looks at it before it is stored: that would wait for it.
  */
 import { ceilDiv } from '../../../core/math.ts';
 import { unroll, unroll2, XYZW } from '../wgsl/text.ts';
@@ -114,11 +114,15 @@ export interface Source {
   /** Quads of a row. */
   readonly quads: number;
 }
+/** X of `accumulate`: rows from `end` (u32 code) on count as 0, whatever `load` gives for them. */
+export interface Summand extends Source {
+  readonly end: string;
+}
 
 /** How `dot` may load a row of its operands: products of rows past the end are the caller's to throw away. */
 export const dotLoads = (t: Tile, quads: number): LoadOptions => ({ anyRow: true, anyQuad: quads % t.depth === 0 });
-/** How `accumulate` may load a row of X. */
-export const sumLoads = (t: Tile, quads: number): LoadOptions => ({ anyQuad: quads % t.ct === 0 });
+/** How `accumulate` may load a row of X: it clears rows past the end itself, when it stores them. */
+export const sumLoads = (t: Tile, quads: number): LoadOptions => ({ anyRow: true, anyQuad: quads % t.ct === 0 });
 
 /** Vectors an invocation may have on their way from slow memory during a product; more would cost it accumulators. */
 const IN_FLIGHT = 8;
@@ -131,8 +135,8 @@ interface Move {
   readonly declare: string;
   /** Starts the loads; `start` is code for where in the source. */
   readonly fetch: (start: string) => string;
-  /** Stores what was fetched. */
-  readonly store: string;
+  /** Stores what was fetched from there. */
+  readonly store: (start: string) => string;
 }
 
 /** Items of `vectors` vectors each, dealt out to the invocations. */
@@ -142,7 +146,7 @@ function move(
   count: number,
   vectors: number,
   load: (i: string, j: number, start: string) => string,
-  put: (i: string, x: readonly string[]) => string,
+  put: (i: string, x: readonly string[], start: string) => string,
 ): Move {
   const n = threadsOf(t);
   const items = ceilDiv(count, n);
@@ -157,13 +161,12 @@ function move(
         vectors,
         (k, j) => `${name}_${k}_${j} = ${load(ragged(k) ? `min(${item(k)}, ${count - 1}u)` : item(k), j, start)};`,
       ),
-    store: unroll(items, (k) => {
-      const store = put(
-        item(k),
-        Array.from({ length: vectors }, (_, j) => `${name}_${k}_${j}`),
-      );
-      return ragged(k) ? `if (${item(k)} < ${count}u) {\n${store}\n}` : store;
-    }),
+    store: (start) =>
+      unroll(items, (k) => {
+        const x = Array.from({ length: vectors }, (_, j) => `${name}_${k}_${j}`);
+        const store = put(item(k), x, start);
+        return ragged(k) ? `if (${item(k)} < ${count}u) {\n${store}\n}` : store;
+      }),
   };
 }
 
@@ -215,7 +218,7 @@ ${unroll(4 * turn, step)}
   const ahead = t.ahead && moves.reduce((n, m) => n + m.vectors, 0) <= IN_FLIGHT;
   const stage = (next: string): string => `workgroupBarrier(); // what was read from this place before is done with
 ${ahead ? '' : all((m) => m.fetch('start'))}
-${all((m) => m.store)}
+${all((m) => m.store('start'))}
 workgroupBarrier(); // staged rows are visible
 ${next}
 ${product}`;
@@ -250,7 +253,7 @@ export function accumulate(
   at: Places,
   sum: string,
   acc: string,
-  x: Source,
+  x: Summand,
   { poison, partial = 'true' }: AccumulateOptions = {},
 ): { readonly fetch: string; readonly run: string } {
   const ns = outQuads(t, x.quads);
@@ -263,13 +266,16 @@ export function accumulate(
       : `\nif (${partial} && any((bitcast<vec4<u32>>(${value}) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))) { atomicStore(&${poison}, 1u); }`;
   // Step e ct + c of a piece is column 4 c + e: neighbouring invocations put their columns side by side.
   const column = (slot: string): string => `(${slot}) % ${t.ct}u * 4u + (${slot}) / ${t.ct}u`;
+  const rowOf = (i: string, start: string): string =>
+    `${x.first} + ${start} + ${column(`inPiece + ${i} / ${stride}u`)}`;
   const rows = move(
     t,
     `${sum}x`,
     t.span * stride,
     1,
-    (i, _, start) => `${x.load}(${x.first} + ${start} + ${column(`inPiece + ${i} / ${stride}u`)}, ${i} % ${stride}u)`,
-    (i, [value]) => `arena[${at.x}u + ${i}] = ${value};${raise(value)}`,
+    (i, _, start) => `${x.load}(${rowOf(i, start)}, ${i} % ${stride}u)`,
+    (i, [value], start) => `${value} = select(vec4<f32>(0.0), ${value}, ${rowOf(i, start)} < ${x.end});
+arena[${at.x}u + ${i}] = ${value};${raise(value)}`,
   );
   const ahead = t.ahead && rows.vectors <= IN_FLIGHT;
   const turn = Math.min(t.turn, t.span / 4);
@@ -314,7 +320,7 @@ ${rows.fetch(`${v * piece}u`)}
 workgroupBarrier(); // the place's last readers are done
 ${ahead ? '' : rows.fetch(`${v * piece}u`)}
 ${putting}
-${rows.store}
+${rows.store(`${v * piece}u`)}
 workgroupBarrier(); // P and the staged rows are visible
 ${next}
 ${product}`;
