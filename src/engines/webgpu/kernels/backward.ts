@@ -48,7 +48,6 @@ export type BackwardConfig = TileConfig & {
   readonly qTm?: number;
   readonly qCols?: number;
   readonly qDepth?: number;
-  readonly qSpan?: number;
 };
 
 const queryTile = (t: BackwardConfig): TileConfig => ({
@@ -56,7 +55,6 @@ const queryTile = (t: BackwardConfig): TileConfig => ({
   tm: t.qTm ?? t.tm,
   cols: t.qCols ?? t.cols,
   depth: t.qDepth ?? t.depth,
-  span: t.qSpan ?? t.span,
 });
 
 const candidates = (problem: Problem, caps: WebGpuCaps): BackwardConfig[] => {
@@ -64,9 +62,9 @@ const candidates = (problem: Problem, caps: WebGpuCaps): BackwardConfig[] => {
   if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64)
-    return [{ ...tile(16, 8, 4, 64, 8, 32, 4), qTm: 8, qDepth: 4, qSpan: 16 }, tile(16, 8, 4, 32, 4, 16, 4), ...small];
+    return [{ ...tile(16, 8, 4, 64, 8, 16, 4), qTm: 8, qDepth: 4 }, tile(16, 8, 4, 32, 4, 16, 4), ...small];
   if (wide <= 128)
-    return [{ ...tile(8, 16, 8, 64, 8, 8, 2), qCols: 128, qDepth: 4, qSpan: 4 }, tile(8, 16, 4, 64, 4, 8, 2), ...small];
+    return [{ ...tile(8, 16, 8, 64, 8, 8, 2), qCols: 128, qDepth: 4 }, tile(8, 16, 4, 64, 4, 8, 2), ...small];
   return [tile(8, 16, 4, 64, 4, 4), ...small];
 };
 

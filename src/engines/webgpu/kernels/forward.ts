@@ -46,7 +46,7 @@ const candidates = (problem: Problem, caps: WebGpuCaps): TileConfig[] => {
   if (caps.software) return [...SOFTWARE_TILES];
   const small = [tile(8, 8, 4, 32, 4, 16), tile(8, 4, 4, 16, 4, 8)];
   if (wide <= 64) return [tile(16, 8, 8, 64, 4, 16, 4), tile(8, 8, 8, 64, 4, 16, 4), ...small];
-  if (wide <= 128) return [tile(8, 16, 8, 128, 4, 8, 2), tile(8, 16, 8, 64, 4, 4, 2), ...small];
+  if (wide <= 128) return [tile(8, 16, 8, 128, 4, 8, 4), tile(8, 16, 8, 64, 4, 8, 4), ...small];
   return [tile(8, 16, 8, 64, 4, 4, 2), tile(8, 16, 4, 64, 4, 4), ...small];
 };
 
