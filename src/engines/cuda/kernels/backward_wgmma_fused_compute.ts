@@ -30,8 +30,9 @@ import {
   ROWS,
   SUM,
 } from './backward_wgmma_fused_shared.ts';
+import { purge } from './backward_wgmma_purge.ts';
 import { dropoutOf } from './dropout.ts';
-import { clearWild, flagsOf, slot, WILD } from './forward_wgmma_load.ts';
+import { slot } from './forward_wgmma_load.ts';
 import { STOP } from './forward_wgmma_shared.ts';
 import { storeWide } from './forward_wgmma_store.ts';
 import { lanesOf, packPair, type Tile } from './fragments.ts';
@@ -127,7 +128,13 @@ export function emitFusedCompute(
   asm.branch(stop, asm.op('setp.lt.s32', say(ROWS.row0), 0), { uniform: true });
   const edges = spec.mask !== null || config.ragged;
   const plain = spec.mod === null && spec.folded && !spec.dropout;
-  const anyWild = spec.mask === null ? null : purge(asm, storage, spec, shared, thread);
+  const anyWild =
+    spec.mask === null
+      ? null
+      : purge(asm, {
+          ...{ type: storage, keys: shared.k, rows: KEYS, panels: spec.padD / PANEL },
+          ...{ index: asm.op('sub.s32', thread, 128), barrier: COMPUTING, threads: COMPUTERS, wild: shared.wild },
+        });
   /** What makes scores of this thread's keys NaN where those were NaN or infinite. */
   const poison = (): Reg<'f32'>[] => {
     if (anyWild === null) return [0, 0].map((x) => asm.constant('f32', x));
@@ -443,45 +450,4 @@ export function emitFusedCompute(
     asm.when(leader, () => asm.store('shared', 'b32', shared.sumNote, STOP, i * SUM.bytes + SUM.tile));
   for (let i = 0; i < config.writers; i++)
     asm.when(leader, () => arrive(asm, shared.sumNote, i * SUM.bytes + SUM.asked));
-}
-
-/**
- * Keys that are NaN or infinite become zeros, because dS K would spread them to queries that do not attend to them. What to
- * add to their scores instead is left in `wild`. Returns 1 when there was any, else 0.
- */
-function purge(
-  asm: Assembler,
-  storage: 'f16' | 'bf16',
-  spec: Spec,
-  shared: FusedLayout,
-  thread: Reg<'b32'>,
-): Reg<'b32'> {
-  asm.stage('keys that are NaN or infinite');
-  const index = asm.op('sub.s32', thread, 128);
-  const row = asm.op('shr.u32', index, 1);
-  const half = asm.op('and.b32', index, 1);
-  const line = asm.op('mad.lo.s32', row, PANEL_BYTES, asm.op('mad.lo.s32', half, PANEL_BYTES / 2, shared.k));
-  const seen = asm.constant('b32', 0);
-  const pieces = Array.from(
-    { length: (spec.padD / PANEL) * 4 },
-    (_, i) => (i >> 2) * KEYS * PANEL_BYTES + (i & 3) * 16,
-  );
-  for (const offset of pieces)
-    for (const word of asm.loadVector('shared', 'b32', 4, line, offset))
-      asm.set(seen, 'or.b32', seen, flagsOf(asm, WILD[storage], word));
-  const clean = asm.label('clean');
-  const other = asm.reg('b32');
-  asm.emit('shfl.sync.bfly.b32', other.name, seen.name, '1', '31', '-1');
-  const found = asm.op('setp.ne.s32', asm.op('or.b32', seen, other), 0);
-  asm.store('shared', 'b32', asm.op('mad.lo.s32', row, 4, shared.wild), asm.op('selp.b32', 0x7fc00000, 0, found));
-  asm.branch(clean, asm.op('setp.eq.s32', seen, 0));
-  for (const offset of pieces) {
-    const address = asm.op('add.s32', line, offset);
-    clearWild(asm, storage, address, asm.loadVector('shared', 'b32', 4, address));
-  }
-  asm.place(clean);
-  fenceAsync(asm);
-  const any = asm.reg('pred');
-  asm.emit('bar.red.or.pred', any.name, String(COMPUTING), String(COMPUTERS), found.name);
-  return asm.op('selp.b32', 1, 0, any);
 }

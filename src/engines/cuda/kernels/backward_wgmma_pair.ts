@@ -1,9 +1,9 @@
 /**
- * Backward on Hopper with five products for heads of more than 64 columns. Two blocks of threads, a cluster, own 128 keys; dQ
+ * Backward on Hopper with five products for heads of more than 128 columns. Two blocks of threads, a cluster, own 128 keys; dQ
  * is added up in global memory by one cluster after the other, in a fixed order, so that results repeat bit for bit.
  *
  *     delta     row sums of dOut * out, and lse in base 2 (rows.ts)
- *     pair      dK, dV, and sums of dQ in f32 (backward_wgmma_pair_{load,compute}.ts)
+ *     pair      dK, dV, and sums of dQ in f32 (backward_wgmma_pair_{load,scores,gradients}.ts, backward_wgmma_sums.ts)
  *     finish    dQ in the output's type (backward_wgmma_finish.ts)
  *     sink      one block of threads a head (rows.ts)
  */
@@ -16,36 +16,35 @@ import type { Launch } from '../driver/launch.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters, syncCluster } from '../ptx/async.ts';
-import { PANEL } from '../ptx/wgmma.ts';
 import { lseBytes } from './backward_mma.ts';
 import { emitFinish } from './backward_wgmma_finish.ts';
 import { LONGEST, MIXED, walkOf } from './backward_wgmma_fused.ts';
-import { emitPairGradients, emitPairQueries, emitPairScores } from './backward_wgmma_pair_compute.ts';
+import { emitPairGradients, emitPairQueries } from './backward_wgmma_pair_gradients.ts';
 import { emitPairLoads } from './backward_wgmma_pair_load.ts';
+import { emitPairScores } from './backward_wgmma_pair_scores.ts';
 import {
+  COLUMNS,
   layoutOfPair,
   PAIR_KEYS,
+  PANELS,
   type PairConfig,
   REGISTERS,
   ROWS,
-  shapeOf,
+  STATS_BYTES,
+  TILE_BYTES,
   TURNS,
-  WIDEST,
 } from './backward_wgmma_pair_shared.ts';
 import { emitTurns } from './backward_wgmma_sums.ts';
 import { panelMap, panelSpec, refuseHopper, sectionOf } from './forward_wgmma.ts';
 import { fill, take } from './parameters.ts';
 import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
 
-function programs(problem: Problem, c: PairConfig): KernelText[] {
-  const { queries, panels } = shapeOf(panelSpec(problem));
-  return [
-    emitDelta(problem, queries, TURNS),
-    emitPair(problem, c),
-    emitFinish(problem, { queries, panels, turns: c.ordered ? TURNS : 0 }),
-    ...(problem.grads?.sink === true ? [emitSink(problem)] : []),
-  ];
-}
+const programs = (problem: Problem, c: PairConfig): KernelText[] => [
+  emitDelta(problem, ROWS, TURNS),
+  emitPair(problem, c),
+  emitFinish(problem, { queries: ROWS, panels: PANELS, turns: c.ordered ? TURNS : 0 }),
+  ...(problem.grads?.sink === true ? [emitSink(problem)] : []),
+];
 
 export const backwardWgmmaPair: CudaKernel<PairConfig> = {
   name: 'backward_wgmma_pair',
@@ -59,9 +58,9 @@ export const backwardWgmmaPair: CudaKernel<PairConfig> = {
     const spec = panelSpec(problem);
     if (!spec.dense) return 'sequences of different lengths';
     const widest = Math.max(spec.padD, spec.padDv);
-    if (widest <= WIDEST / 2 || widest > WIDEST) return 'head sizes other than 129 to 256';
+    if (widest <= COLUMNS / 2 || widest > COLUMNS) return 'head sizes other than 129 to 256';
     if (problem.mod !== null || problem.dropout !== null) return 'modifiers and dropout';
-    if (ceilDiv(problem.Sq, shapeOf(spec).queries) * ceilDiv(problem.Sk, PAIR_KEYS) > LONGEST)
+    if (ceilDiv(problem.Sq, ROWS) * ceilDiv(problem.Sk, PAIR_KEYS) > LONGEST)
       return 'too long for a table of all its blocks';
     return null;
   },
@@ -74,21 +73,17 @@ export const backwardWgmmaPair: CudaKernel<PairConfig> = {
   launch: launchAll,
 };
 
-function scratchBytes(problem: Problem): number {
-  const { queries, tileBytes } = shapeOf(panelSpec(problem));
-  return problem.B * problem.Hq * ceilDiv(problem.Sq, queries) * tileBytes;
-}
+const scratchBytes = ({ B, Hq, Sq }: Problem): number => B * Hq * ceilDiv(Sq, ROWS) * TILE_BYTES;
 
 function costOf(problem: Problem, _: PairConfig, caps: CudaCaps): Cost {
   const { B, Hq, Sq, Sk, D, Dv } = problem;
-  const spec = panelSpec(problem);
-  const { queries, panels } = shapeOf(spec);
+  const { padD, padDv } = panelSpec(problem);
   const flops = flopsOf(problem, 'backward');
   // Sums of dQ are written and read back at least once.
-  const bytes = cachedBytes(problem, 'backward', queries, PAIR_KEYS, l2Of(caps)) + 2 * scratchBytes(problem);
-  const rows = (alignTo(Sq, queries) * alignTo(Sk, PAIR_KEYS)) / Math.max(Sq * Sk, 1);
+  const bytes = cachedBytes(problem, 'backward', ROWS, PAIR_KEYS, l2Of(caps)) + 2 * scratchBytes(problem);
+  const rows = (alignTo(Sq, ROWS) * alignTo(Sk, PAIR_KEYS)) / Math.max(Sq * Sk, 1);
   // dQ has as many columns as there is room for.
-  const columns = (D + Dv + spec.padD + spec.padDv + panels * PANEL) / (3 * D + 2 * Dv);
+  const columns = (D + Dv + padD + padDv + COLUMNS) / (3 * D + 2 * Dv);
   const once = tiledBytes(problem, 'backward', Math.max(Sq, 1), Math.max(Sk, 1));
   const seconds = Math.max((flops * rows * columns) / (caps.flops * 1.25), once / caps.bandwidth);
   return { flops, bytes, workspace: scratchBytes(problem) + B * Hq * Sq * 8, seconds };
@@ -103,8 +98,7 @@ export function emitPair(problem: Problem, config: PairConfig): KernelText {
     blocksPerSm: 1,
     cluster: 2,
   });
-  const shape = shapeOf(spec);
-  const shared = layoutOfPair(asm, shape, config);
+  const shared = layoutOfPair(asm, config);
   const thread = asm.special('tid.x');
   const rank = asm.special('cluster_ctarank');
   const other = asm.op('xor.b32', rank, 1);
@@ -129,7 +123,7 @@ export function emitPair(problem: Problem, config: PairConfig): KernelText {
   setRegisters(asm, 'dec', REGISTERS.load);
   const writes = asm.label('writes');
   asm.branch(writes, asm.op('setp.ge.s32', thread, 32));
-  emitPairLoads(asm, spec, shape, config, shared, { ...g, queryTiles });
+  emitPairLoads(asm, spec, config, shared, { ...g, queryTiles });
   asm.branch(end);
   asm.place(writes);
   asm.branch(end, asm.op('setp.ne.s32', asm.op('and.b32', thread, 31), 0));
@@ -139,15 +133,15 @@ export function emitPair(problem: Problem, config: PairConfig): KernelText {
   asm.branch(end);
   asm.place(scores);
   setRegisters(asm, 'inc', REGISTERS.keys);
-  emitPairScores(asm, spec, shape, config, shared, g);
+  emitPairScores(asm, spec, config, shared, g);
   asm.branch(end);
   asm.place(gradients);
   setRegisters(asm, 'inc', REGISTERS.keys);
-  emitPairGradients(asm, spec, shape, config, shared, g);
+  emitPairGradients(asm, spec, config, shared, g);
   asm.branch(end);
   asm.place(queries);
   setRegisters(asm, 'dec', REGISTERS.queries);
-  emitPairQueries(asm, spec, shape, config, shared, g);
+  emitPairQueries(asm, spec, config, shared, g);
   asm.place(end);
   // A block whose shared memory the other still writes to must not be gone.
   syncCluster(asm);
@@ -159,14 +153,13 @@ function launchAll(run: RunContext<PairConfig>): void {
   const { B, Hq, Hkv, Sq, Sk, D, Dv, grads } = problem;
   const queue = [...launches];
   const next = (): Launch => queue.shift()!;
-  const { queries, panels, statsBytes } = shapeOf(panelSpec(problem));
-  const queryTiles = ceilDiv(Sq, queries);
+  const queryTiles = ceilDiv(Sq, ROWS);
   const rows = grads?.sink === true ? lseBytes(problem) : 0;
   const common = {
     ...addresses,
     delta: run.scratch(rows),
     lse2: run.scratch(rows),
-    stats: run.scratch(B * Hq * queryTiles * statsBytes),
+    stats: run.scratch(B * Hq * queryTiles * STATS_BYTES),
     turns: run.scratch(B * Hq * queryTiles * TURNS * 4),
     scratch: run.scratch(scratchBytes(problem)),
   };
@@ -175,10 +168,10 @@ function launchAll(run: RunContext<PairConfig>): void {
   const delta = next();
   fill(delta, { problem, addresses: common });
   delta.set('queryTiles', queryTiles);
-  delta.run(stream, (queryTiles * queries) / DELTA_ROWS, Hq, B);
+  delta.run(stream, (queryTiles * ROWS) / DELTA_ROWS, Hq, B);
 
   const pair = next();
-  const runs = blockRuns(problem, 'kv', queries, PAIR_KEYS);
+  const runs = blockRuns(problem, 'kv', ROWS, PAIR_KEYS);
   const { reverse } = tables.runs(runs);
   const { start, steps } = walkOf(problem, runs, queryTiles, reverse);
   const [walkStart, walk, counter] = [tables.array(start), tables.array(steps), tables.counters(pair)];
@@ -199,16 +192,14 @@ function launchAll(run: RunContext<PairConfig>): void {
   pair.set('heads', heads);
   pair.set('queryTiles', queryTiles);
   const { driver } = stream.device;
-  pair.setBytes('qMap', panelMap(driver, problem, 'q', addresses.q, queries));
-  pair.setBytes('outMap', panelMap(driver, problem, 'out', addresses.dOut, queries));
-  pair.setBytes('kMap', panelMap(driver, problem, 'k', addresses.k, ROWS));
-  pair.setBytes('vMap', panelMap(driver, problem, 'v', addresses.v, ROWS));
+  for (const name of ['q', 'out', 'k', 'v'] as const)
+    pair.setBytes(`${name}Map`, panelMap(driver, problem, name, addresses[name === 'out' ? 'dOut' : name], ROWS));
   pair.run(stream, 2 * Math.min(blocks * heads, Math.floor(caps.multiprocessors / 2)));
 
   const finish = next();
   fill(finish, { problem, addresses: common });
   finish.set('queryTiles', queryTiles);
-  finish.run(stream, (panels * queryTiles * queries) / ROWS, Hq, B);
+  finish.run(stream, PANELS * queryTiles, Hq, B);
   if (grads?.sink === true) {
     const launch = next();
     fill(launch, { problem, addresses: common });

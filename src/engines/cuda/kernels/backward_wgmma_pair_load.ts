@@ -9,6 +9,7 @@ import {
   copyBytes,
   cursorOf,
   peerAddress,
+  prefetchBox,
   prefetchMap,
   TENSOR_MAP,
   tensorMap,
@@ -18,14 +19,17 @@ import {
 import type { Operand, Reg } from '../ptx/registers.ts';
 import { PANEL } from '../ptx/wgmma.ts';
 import {
+  HALF,
   KEYS_NOTE,
   NOTE,
+  OPERAND_BYTES,
   PAIR_KEYS,
   PANEL_SIZE,
+  PANELS,
   type PairConfig,
   type PairLayout,
-  type PairShape,
   ROWS,
+  STATS_BYTES,
 } from './backward_wgmma_pair_shared.ts';
 import { resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
 import { STOP } from './forward_wgmma_shared.ts';
@@ -48,7 +52,6 @@ export interface PairLoadInputs {
 export function emitPairLoads(
   asm: Assembler,
   spec: Spec,
-  { panels, half, queries, keyBytes, queryBytes, queryPanel, statsBytes }: PairShape,
   { qStages }: PairConfig,
   shared: PairLayout,
   { thread, rank, other, Sq, Sk, Hq, queryTiles }: PairLoadInputs,
@@ -78,12 +81,11 @@ export function emitPairLoads(
     asm.place(skip);
     asm.emit('bar.warp.sync', '-1');
   };
-  /** Panels of `rows` rows, from column `first` on. */
+  /** Panels of 64 rows, from column `first` on. */
   const copy = (
     target: Reg<'b32'>,
     symbol: string,
     count: number,
-    panelBytes: number,
     first: Reg<'b32'>,
     where: readonly Operand<'b32'>[],
     full: Reg<'b32'>,
@@ -91,7 +93,7 @@ export function emitPairLoads(
     // Made here, because registers are few.
     const map = tensorMap(asm, symbol);
     for (let i = 0; i < count; i++)
-      copyBox(asm, target, i * panelBytes, map, [asm.op('add.s32', first, i * PANEL), ...where], full);
+      copyBox(asm, target, i * PANEL_SIZE, map, [asm.op('add.s32', first, i * PANEL), ...where], full);
   };
 
   const grid = asm.special('nctaid.x');
@@ -126,18 +128,24 @@ export function emitPairLoads(
   const head = asm.op('mul.lo.s32', place.h, spec.group);
 
   asm.stage('keys and values');
+  // The tile before is still being worked on, and theirs are the only buffers: they come as far as the L2 cache.
+  alone(() => {
+    const mine = asm.op('mad.lo.s32', rank, ROWS, row0);
+    for (const map of [k, v].map((symbol) => tensorMap(asm, symbol)))
+      for (let i = 0; i < PANELS; i++) prefetchBox(asm, map, [asm.constant('b32', i * PANEL), mine, place.h, place.b]);
+  });
   waitParity(asm, shared.rowsEmpty, rowsParity);
   alone(() => {
     const mine = asm.op('mad.lo.s32', rank, ROWS, row0);
     asm.store('shared', 'b32', shared.rowsNote, mine, KEYS_NOTE.row0);
     asm.store('shared', 'b32', shared.rowsNote, place.h, KEYS_NOTE.h);
     asm.store('shared', 'b32', shared.rowsNote, place.b, KEYS_NOTE.b);
-    arriveExpecting(asm, shared.rowsFull, 2 * keyBytes + half * PANEL_SIZE);
-    copy(shared.k, k, panels, PANEL_SIZE, zero, [mine, place.h, place.b], shared.rowsFull);
-    copy(shared.v, v, panels, PANEL_SIZE, zero, [mine, place.h, place.b], shared.rowsFull);
+    arriveExpecting(asm, shared.rowsFull, 2 * OPERAND_BYTES + HALF * PANEL_SIZE);
+    copy(shared.k, k, PANELS, zero, [mine, place.h, place.b], shared.rowsFull);
+    copy(shared.v, v, PANELS, zero, [mine, place.h, place.b], shared.rowsFull);
     const theirs = asm.op('mad.lo.s32', other, ROWS, row0);
-    const first = asm.op('mul.lo.s32', rank, half * PANEL);
-    copy(shared.kOther, k, half, PANEL_SIZE, first, [theirs, place.h, place.b], shared.rowsFull);
+    const half = asm.op('mul.lo.s32', rank, HALF * PANEL);
+    copy(shared.kOther, k, HALF, half, [theirs, place.h, place.b], shared.rowsFull);
   });
   asm.set(rowsParity, 'xor.b32', rowsParity, 1);
 
@@ -159,8 +167,8 @@ export function emitPairLoads(
   const [where, order] = asm.loadVector('global', 'b32', 2, stepAt, 0, 'nc');
   asm.set(step, 'add.s32', step, 1);
   const index = asm.op('shr.u32', where, 1);
-  const column = asm.op('mul.lo.s32', index, queries);
-  const tail = asm.op('setp.gt.s32', asm.op('add.s32', column, queries), Sq);
+  const column = asm.op('mul.lo.s32', index, ROWS);
+  const tail = asm.op('setp.gt.s32', asm.op('add.s32', column, ROWS), Sq);
   const edge = asm.op('selp.b32', 1, asm.op('and.b32', where, 1), asm.op('or.pred', tail, ragged));
   waitParity(asm, slot(asm, shared.qEmpty, at, BARRIER_BYTES), at.parity);
   alone(() => {
@@ -169,16 +177,16 @@ export function emitPairLoads(
     asm.storeVector('shared', 'b32', note, [column, edge, head, zero]);
     const tile = asm.op('add.s32', firstSum, index);
     asm.storeVector('shared', 'b32', note, [tile, order], NOTE.tile);
-    arriveExpecting(asm, full, queryBytes + statsBytes);
-    copy(slot(asm, shared.q, at, queryBytes), q, panels, queryPanel, zero, [column, head, place.b], full);
-    const statsAt = asm.op('add.s64', stats, asm.op('mul.wide.u32', tile, statsBytes));
-    copyBytes(asm, slot(asm, shared.stats, at, statsBytes), statsAt, statsBytes, full);
+    arriveExpecting(asm, full, OPERAND_BYTES + STATS_BYTES);
+    copy(slot(asm, shared.q, at, OPERAND_BYTES), q, PANELS, zero, [column, head, place.b], full);
+    const statsAt = asm.op('add.s64', stats, asm.op('mul.wide.u32', tile, STATS_BYTES));
+    copyBytes(asm, slot(asm, shared.stats, at, STATS_BYTES), statsAt, STATS_BYTES, full);
   });
   at.advance();
   waitParity(asm, shared.doEmpty, outParity);
   alone(() => {
-    arriveExpecting(asm, shared.doFull, queryBytes);
-    copy(shared.dOut, out, panels, queryPanel, zero, [column, head, place.b], shared.doFull);
+    arriveExpecting(asm, shared.doFull, OPERAND_BYTES);
+    copy(shared.dOut, out, PANELS, zero, [column, head, place.b], shared.doFull);
   });
   asm.set(outParity, 'xor.b32', outParity, 1);
   asm.branch(nextBlock);

@@ -1,6 +1,6 @@
 /**
  * The five-product backward of Hopper for wide heads, as data. Two blocks of threads, a cluster, own 128 keys, 64 each, and
- * walk the queries that attend to them in steps of 64, or of 128 where heads are narrower. A warpgroup for each purpose:
+ * walk the queries that attend to them in steps of 64. A warpgroup for each purpose:
  *
  *     scores      S^T = K Q^T      P                        dV += P^T dOut
  *     gradients   dP^T = V dOut^T  dS = P (dP - delta)      dK += dS^T Q
@@ -14,55 +14,22 @@ import { BARRIER_BYTES } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import { PART_BYTES, SUM, TURN, WRITERS } from './backward_wgmma_sums.ts';
-import type { Spec } from './spec.ts';
 
-/** Keys of a block of threads, and of a cluster. */
+/** Columns of a head, zeros where it has fewer, their panels, and those of a half of dQ. */
+export const COLUMNS = 256;
+export const PANELS: number = COLUMNS / PANEL;
+export const HALF: number = PANELS / 2;
+/** Keys of a block of threads and queries of a step. */
 export const ROWS = 64;
+/** Keys of a cluster. */
 export const PAIR_KEYS: number = 2 * ROWS;
-/** Bytes of a panel of 64 rows. */
+/** Bytes of a panel of 64 rows, and of a whole operand. */
 export const PANEL_SIZE: number = ROWS * PANEL_BYTES;
-/** The widest head. */
-export const WIDEST = 256;
-
-/** What follows from the head size. Sizes in bytes. */
-export interface PairShape {
-  /** Panels of columns, zeros where a head has fewer, and those of a block's part of dQ. */
-  readonly panels: number;
-  readonly half: number;
-  /** Queries of a step. */
-  readonly queries: number;
-  /** K or V of a block; Q or dOut of a step, and a panel of them. */
-  readonly keyBytes: number;
-  readonly queryBytes: number;
-  readonly queryPanel: number;
-  /** P of a step in f16, as the threads hold it. */
-  readonly pBytes: number;
-  /** dS of a step for one block's keys, in panels of 64 queries. */
-  readonly dsBytes: number;
-  /** lse2 and delta of a step. */
-  readonly statsBytes: number;
-  /** A scratch tile of dQ in f32: for each 64 queries 64 x 64 floats a panel of columns. */
-  readonly tileBytes: number;
-}
-
-export function shapeOf({ padD, padDv }: Spec): PairShape {
-  const panels = Math.max(padD, padDv) > WIDEST / 2 ? WIDEST / PANEL : WIDEST / PANEL / 2;
-  const queries = (ROWS * WIDEST) / PANEL / panels;
-  const queryPanel = queries * PANEL_BYTES;
-  return {
-    panels,
-    half: panels / 2,
-    queries,
-    keyBytes: panels * PANEL_SIZE,
-    queryBytes: panels * queryPanel,
-    queryPanel,
-    pBytes: ROWS * queries * 2,
-    dsBytes: ROWS * queries * 2,
-    statsBytes: queries * 8,
-    tileBytes: (queries / ROWS) * panels * PART_BYTES,
-  };
-}
-
+export const OPERAND_BYTES: number = PANELS * PANEL_SIZE;
+/** P of a step in f16, as the threads hold it. */
+export const P_BYTES: number = ROWS * ROWS * 2;
+/** A scratch tile of dQ in f32: 64 x 64 floats for each panel of columns. */
+export const TILE_BYTES: number = PANELS * PART_BYTES;
 /** Words that count the sums of a scratch tile: one for each block, which has half of the columns. */
 export const TURNS = 2;
 
@@ -127,23 +94,23 @@ export interface PairLayout {
   readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
 }
 
-export function layoutOfPair(
-  asm: Assembler,
-  { half, keyBytes, queryBytes, pBytes, dsBytes, statsBytes }: PairShape,
-  { qStages, pStages, dsStages }: PairConfig,
-): PairLayout {
+/** Bytes of lse2 and delta of a step. */
+export const STATS_BYTES: number = ROWS * 8;
+export const DS_BYTES: number = 2 * PANEL_SIZE;
+
+export function layoutOfPair(asm: Assembler, { qStages, pStages, dsStages }: PairConfig): PairLayout {
   const place = (name: string, bytes: number, align: number): Reg<'b32'> =>
     asm.sharedAddress(asm.shared(name, bytes, align));
   asm.stage('shared memory');
   const data = {
-    k: place('k', keyBytes, 1024),
-    kOther: place('k of the other block', half * PANEL_SIZE, 1024),
-    v: place('v', keyBytes, 1024),
-    q: place('q', queryBytes * qStages, 1024),
-    dOut: place('dOut', queryBytes, 1024),
-    dS: place('dS', 2 * dsBytes * dsStages, 1024),
-    p: place('p', pBytes * pStages, 1024),
-    stats: place('lse2, delta', statsBytes * qStages, 16),
+    k: place('k', OPERAND_BYTES, 1024),
+    kOther: place('k of the other block', HALF * PANEL_SIZE, 1024),
+    v: place('v', OPERAND_BYTES, 1024),
+    q: place('q', OPERAND_BYTES * qStages, 1024),
+    dOut: place('dOut', OPERAND_BYTES, 1024),
+    dS: place('dS', DS_BYTES * dsStages, 1024),
+    p: place('p', P_BYTES * pStages, 1024),
+    stats: place('lse2, delta', STATS_BYTES * qStages, 16),
     wild: place('wild', ROWS * 4, 16),
     rowsNote: place('rows note', KEYS_NOTE.bytes, 16),
     note: place('note', NOTE.bytes * qStages, 16),

@@ -50,10 +50,6 @@ export interface SumsInput {
   readonly dS: () => Descriptor;
   /** Keys by 64, in the order in which dS has them. */
   readonly keys: readonly Descriptor[];
-  /** Bytes of dS for 64 keys; blocks of 64 queries, and the bytes from one to the next in a scratch tile. */
-  readonly partBytes: number;
-  readonly blocks: number;
-  readonly blockBytes: number;
   /** Panels of columns, and the bytes from one to the next. */
   readonly panels: number;
   readonly panelBytes: number;
@@ -69,10 +65,6 @@ export interface SumsInput {
 /** Walks the steps of one tile of keys. */
 export function emitSums(asm: Assembler, input: SumsInput): void {
   const { type, index, at, full, sumNote, atTurn, turnNote, keys, panels, panelBytes, tileBytes, ordered } = input;
-  const pieces = Array.from({ length: input.blocks * panels }, (_, i) => ({
-    block: Math.floor(i / panels),
-    panel: i % panels,
-  }));
   const dQ = asm.regs('f32', PANEL / 2);
   const yes = asm.op('setp.eq.s32', asm.constant('b32', 0), 0);
   const no = asm.op('not.pred', yes);
@@ -85,40 +77,36 @@ export function emitSums(asm: Assembler, input: SumsInput): void {
   const [tile, rank, end] = asm.loadVector('shared', 'b32', 4, slot(asm, sumNote, at, SUM.bytes));
   asm.branch(done, asm.op('setp.ne.s32', end, 0), { uniform: true });
   const left = input.dS();
-  const product = ({ block, panel }: (typeof pieces)[number]): void => {
-    asm.stage("dQ' = dS K, 64 queries by a panel of columns");
+  const product = (panel: number): void => {
+    asm.stage("dQ' = dS K, a panel of columns");
     wgmmaFence(asm);
     for (const [part, desc] of keys.entries())
       for (let i = 0; i < ROWS / 16; i++) {
-        const from = advance(asm, left, part * input.partBytes + (block * ROWS + i * 16) * PANEL_BYTES);
+        const from = advance(asm, left, (part * ROWS + i * 16) * PANEL_BYTES);
         const by = advance(asm, desc, panel * panelBytes + i * 16 * PANEL_BYTES);
         const accumulate = part + i === 0 ? no : yes;
         wgmma(asm, dQ, from, by, { type, accumulate, downRows: true, leftDownRows: true });
       }
     wgmmaCommit(asm);
   };
-  product(pieces[0]);
+  product(0);
   const turn = slot(asm, turnNote, atTurn, TURN.bytes);
   const target = asm.op('add.s64', scratch, asm.op('mul.wide.s32', tile, tileBytes));
-  const put = (mnemonic: string, { block, panel }: (typeof pieces)[number]): void => {
+  const put = (mnemonic: string, panel: number): void => {
     for (let n = 0; n < dQ.length / 4; n++) {
       const four = dQ.slice(4 * n, 4 * n + 4).map((r) => r.name);
-      asm.emit(
-        mnemonic,
-        asm.address('global', target, block * input.blockBytes + panel * PART_BYTES + n * 2048),
-        `{${four.join(', ')}}`,
-      );
+      asm.emit(mnemonic, asm.address('global', target, panel * PART_BYTES + n * 2048), `{${four.join(', ')}}`);
     }
   };
-  for (const [i, piece] of pieces.entries()) {
-    if (i > 0) product(piece);
+  for (let panel = 0; panel < panels; panel++) {
+    if (panel > 0) product(panel);
     wgmmaWait(asm, 0);
-    if (i === pieces.length - 1) input.release();
+    if (panel === panels - 1) input.release();
     asm.stage('sums');
-    if (i === 0) waitParity(asm, turn, atTurn.parity, TURN.come);
-    const add = (): void => put('red.relaxed.gpu.global.add.v4.f32', piece);
+    if (panel === 0) waitParity(asm, turn, atTurn.parity, TURN.come);
+    const add = (): void => put('red.relaxed.gpu.global.add.v4.f32', panel);
     // The first one needs no zeros to add to.
-    if (ordered) asm.if(asm.op('setp.eq.s32', rank, 0), () => put('st.global.v4.f32', piece), add);
+    if (ordered) asm.if(asm.op('setp.eq.s32', rank, 0), () => put('st.global.v4.f32', panel), add);
     else add();
   }
   asm.emit('bar.warp.sync', '-1');
