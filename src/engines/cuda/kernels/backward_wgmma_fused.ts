@@ -42,9 +42,11 @@ function candidates(problem: Problem): FusedConfig[] {
   const plain = problem.mod === null && problem.dropout === null && panelSpec(problem).folded;
   const rest = { writers: 3, ordered: true, ragged, section: 0 };
   if (padD <= 64)
-    return [{ queries: 128, qStages: 2, doStages: 2, early: false, overlap: false, registers: 232, ...rest }];
+    return [
+      { queries: 128, qStages: 2, doStages: 2, early: false, ahead: true, overlap: false, registers: 232, ...rest },
+    ];
   const registers = plain ? 240 : 232;
-  return [{ queries: 64, qStages: 3, doStages: 2, early: plain, overlap: plain, registers, ...rest }];
+  return [{ queries: 64, qStages: 3, doStages: 2, early: plain, ahead: false, overlap: plain, registers, ...rest }];
 }
 
 const programs = (problem: Problem, c: FusedConfig): KernelText[] => [

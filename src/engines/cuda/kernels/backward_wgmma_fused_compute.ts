@@ -209,6 +209,16 @@ export function emitFusedCompute(
       return pair[c & 1];
     };
   };
+  /** lse2 of the next step's queries, where it is read before the products that need it are queued. */
+  const lseAhead = plain && config.early ? asm.regs('f32', queries / 4) : [];
+  const readLse = (): void => {
+    if (lseAhead.length === 0) return;
+    const stat = asm.op('mad.lo.s32', lanes.t, 8, slot(asm, shared.stats, at, shared.bytes.stats));
+    for (let n = 0; n < queries / 8; n++) {
+      const pair = lseAhead.slice(2 * n, 2 * n + 2).map((r) => r.name);
+      asm.emit('ld.shared.v2.f32', `{${pair.join(', ')}}`, asm.address('shared', stat, n * 32));
+    }
+  };
   const addV = (): void => {
     asm.stage('dV += P dOut');
     outer(dV, prob, stageOf(rightOut, atOut, shared.bytes.dOut));
@@ -224,9 +234,10 @@ export function emitFusedCompute(
     return { scorer: scorerOf(asm, spec, place), grid: { rowsAre: 'kv', rows, columns, head } as const };
   };
   /** P while dP is still on its way, then dS. */
-  const separately = (lse2: (c: number) => Reg<'f32'>): void => {
+  const separately = (): void => {
     asm.stage('P');
     const [p, ds] = [tilesOf(s), tilesOf(dP)];
+    const lse2 = lseAhead.length > 0 ? (c: number) => lseAhead[c] : statsOf(0);
     p.forEach((t, n) => {
       t.forEach((x, e) => {
         const exponent = asm.op('fma.rn.f32', x, g.scaleLog2, asm.op('neg.f32', lse2(2 * n + (e & 1))));
@@ -341,14 +352,14 @@ export function emitFusedCompute(
     asm.emit('bar.warp.sync', '-1');
   };
   /** From queued scores to dS in shared memory, for all to read. */
-  const middle = (lse2: (c: number) => Reg<'f32'>): void => {
+  const middle = (): void => {
     waitParity(asm, slot(asm, shared.doFull, atOut, BARRIER_BYTES), atOut.parity);
     asm.stage('dP = V dOut^T');
     inner(dP, ownV, stageOf(rightOut, atOut, shared.bytes.dOut), spec.Dv);
     askTurn();
     wgmmaWait(asm, 1);
     releaseRead();
-    if (plain) separately(lse2);
+    if (plain) separately();
     else together();
     asm.stage('dS to shared memory');
     const buffer = asm.op('mad.lo.s32', atDs.stage, shared.bytes.dS, dsAt);
@@ -385,6 +396,10 @@ export function emitFusedCompute(
     atDs.advance();
     const outEmpty = slot(asm, shared.doEmpty, atOut, BARRIER_BYTES);
     atOut.advance();
+    if (config.ahead) {
+      readNote();
+      readLse();
+    }
     wgmmaWait(asm, 1);
     release(outEmpty);
     waitParity(asm, shared.dqEmpty, sumParity);
@@ -398,15 +413,14 @@ export function emitFusedCompute(
   const done = asm.label('done');
   readNote();
   asm.branch(done, asm.op('setp.ne.s32', ends, 0), { uniform: true });
+  if (config.ahead) readLse();
   asm.place(loop);
-  // Asked for before products: loads from shared memory come last when those want its operands.
-  const lse2 = statsOf(0);
-  if (plain && config.early) for (let n = 0; n < queries / 8; n++) lse2(2 * n);
+  if (!config.ahead) readLse();
   scoresNext();
   sayQ();
-  middle(lse2);
+  middle();
   outerProducts();
-  readNote();
+  if (!config.ahead) readNote();
   asm.branch(loop, asm.op('setp.eq.s32', ends, 0), { uniform: true });
   asm.place(done);
   asm.stage('end of the tile');

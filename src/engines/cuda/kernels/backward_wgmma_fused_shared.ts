@@ -33,6 +33,8 @@ export interface FusedConfig extends Readonly<Record<string, number | string | b
   readonly writers: number;
   /** Whether lse2 is read before the products that need it are queued. */
   readonly early: boolean;
+  /** Whether the next step's note is read before dQ of this one is put down, or after it. */
+  readonly ahead: boolean;
   /** Whether dV of a step is queued before its dS is worked out. */
   readonly overlap: boolean;
   /** Registers of a thread that computes: 232 or 240. */

@@ -183,18 +183,22 @@ function launchAll(run: RunContext<PairConfig>): void {
   });
   const blocks = ceilDiv(Sk, PAIR_KEYS);
   const heads = B * Hkv;
+  const clusters = Math.floor(caps.multiprocessors / 2);
   // What a head streams by: queries, output gradients, and sums of dQ.
   const headBytes = ((Sq * Hq) / Math.max(Hkv, 1)) * (2 * (D + Dv) + 4 * D);
+  // Heads that fit the clusters whole are read once; of longer ones several are mixed, see MIXED.
+  const whole = Math.floor(clusters / Math.max(blocks, 1));
+  const least = problem.mask === null ? MIXED.full : MIXED.masked / D;
+  const mixed = problem.mask === null && whole > 1 ? whole : Math.max(sectionOf(heads, headBytes), least);
   pair.set('tiles', blocks * heads);
   pair.set('blocks', blocks);
-  const section = Math.max(sectionOf(heads, headBytes), problem.mask === null ? MIXED.full : MIXED.masked / D);
-  pair.set('section', Math.min(c.section > 0 ? c.section : Math.ceil(section), heads));
+  pair.set('section', Math.min(c.section > 0 ? c.section : Math.ceil(mixed), heads));
   pair.set('heads', heads);
   pair.set('queryTiles', queryTiles);
   const { driver } = stream.device;
   for (const name of ['q', 'out', 'k', 'v'] as const)
     pair.setBytes(`${name}Map`, panelMap(driver, problem, name, addresses[name === 'out' ? 'dOut' : name], ROWS));
-  pair.run(stream, 2 * Math.min(blocks * heads, Math.floor(caps.multiprocessors / 2)));
+  pair.run(stream, 2 * Math.min(blocks * heads, clusters));
 
   const finish = next();
   fill(finish, { problem, addresses: common });
