@@ -2,7 +2,7 @@
  * Checks and times the Hopper kernels against the portable ones in one process, every configuration interleaved.
  *
  *     node bench/hopper.ts OUT.json [check] [time] [backward] [d=64,128,256] [n=512,16384] [kinds=full,causal] [only=2/128]
- *         [tiles=2/128/2] [alone] [warm=2] [reps=9]
+ *         [tiles=2/128/2/1] [alone] [warm=2] [reps=9]
  *
  * `check` compares small problems with float64 on the host, with waits that trap instead of hanging; `time` reports device
  * time by events, the L2 cache flushed before every launch, medians, as TFLOP/s of 4 * pairs * D.
@@ -198,10 +198,10 @@ function configsOf(kernel: CudaKernel, problem: Problem): readonly Config[] {
   return tiles ?? all;
 }
 
-/** `2/128/2` as a tile of the forward. */
+/** `2/128/2/1` as a tile of the forward. */
 function tileOf(text: string): Config {
-  const [groups, blockK, stages] = text.split('/').map(Number);
-  return { groups, blockK, stages };
+  const [groups, blockK, stages, turns] = text.split('/').map(Number);
+  return { groups, blockK, stages, turns: turns === 1 };
 }
 
 const nameOf = (config: Config): string => Object.values(config).join('/');

@@ -2,7 +2,7 @@
  * Runs conformance cases on the Hopper kernels alone, every tile of theirs, with waits that trap instead of hanging: cases of the
  * table that they do not refuse, the float32 ones too in half precision, and longer ones over every head size.
  *
- *     node bench/hopper_table.ts OUT.json [shard=0/1] [table] [halved] [long] [lifted | backward]
+ *     node bench/hopper_table.ts OUT.json [shard=0/1] [match=REGEXP] [table] [halved] [long] [lifted | backward]
  *
  * `portable` instead: the other kernels of the engine on the cases with masks, modifiers and dropout.
  */
@@ -53,6 +53,8 @@ function long(): Case[] {
     alibi: { mod: () => alibi(slopes) },
     softcap: { mod: () => softcap(3), mask: () => causal() },
     softcapWide: { mod: () => softcap(50), gain: 20 },
+    steep: { gain: 8 },
+    steepCausal: { gain: 8, mask: () => causal(), sink: true },
     packed: {
       lengths: [
         [130, 200],
@@ -92,7 +94,9 @@ const wanted = [
   ...(words.includes('halved') ? halved() : []),
   ...(words.includes('long') ? long() : []),
   ...(portable ? CASES.filter(({ id }) => /:(masks|mods|packed|drops|bf16|f16)\//.test(id)) : []),
-].filter((_, i) => i % shards === shard);
+]
+  .filter(({ id }) => new RegExp(words.find((w) => w.startsWith('match='))?.slice(6) ?? '').test(id))
+  .filter((_, i) => i % shards === shard);
 
 const engine = await open({ cache: process.env.TILEWISE_CACHE });
 const kernels = portable

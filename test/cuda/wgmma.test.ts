@@ -190,6 +190,7 @@ const VARIANTS: readonly (readonly [string, Partial<Problem>])[] = [
     'alibi',
     { mask: named.mask(causal()), mod: { label: 'alibi', expr: alibi(slopes).build(CONTEXT) }, sides: [slopes] },
   ],
+  ['dropout-causal', { mask: named.mask(causal()), dropout: { p: 0.1, seed: [1, 2], offset: 0 } }],
   ['dropout', { dropout: { p: 0.1, seed: [1, 2], offset: 0 } }],
 ];
 

@@ -83,7 +83,7 @@ export function emitPart(problem: Problem, part: Part, tile: PartTile): KernelTe
   asm.place(scan);
   if (shared.scans) {
     const ring = { data: shared.b1, stride: shared.bytes.b1, bytes: shared.bytes.b1, stages, noteBytes: STEP.bytes };
-    emitScan(asm, storage, { ...shared, ...ring, clears: false }, thread);
+    emitScan(asm, storage, { ...shared, ...ring, ahead: 1, clears: false }, thread);
   }
   asm.branch(end);
 

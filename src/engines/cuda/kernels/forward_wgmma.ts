@@ -16,12 +16,14 @@ import type { Driver } from '../driver/api.ts';
 import type { Launch } from '../driver/launch.ts';
 import { encodeTensorMap } from '../driver/tensormap.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
-import { Assembler, type KernelText } from '../ptx/assembler.ts';
+import { Assembler, type KernelText, type Label } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
+import { takeDropout } from './dropout.ts';
 import { emitCompute } from './forward_wgmma_compute.ts';
+import { drawerOf } from './forward_wgmma_draw.ts';
 import { emitLoads, emitScan } from './forward_wgmma_load.ts';
-import { BLOCK, layoutOf } from './forward_wgmma_shared.ts';
+import { BLOCK, layoutOf, SCANNERS } from './forward_wgmma_shared.ts';
 import { fill, take } from './parameters.ts';
 import { perHead } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
@@ -32,6 +34,8 @@ export interface HopperForwardConfig extends Readonly<Record<string, number | st
   readonly blockK: number;
   /** Buffers for keys, and as many for values. */
   readonly stages: number;
+  /** Whether the computing warpgroups take turns at queueing products. */
+  readonly turns: boolean;
 }
 
 /** Registers of a thread after the warpgroups have shared out the multiprocessor's 65536, by number of computing ones. */
@@ -41,24 +45,42 @@ export const REGISTERS: Readonly<Record<number, { load: number; compute: number 
   3: { load: 32, compute: 160 },
 };
 
+/** The same for two that compute and one that draws dropout's words; with fewer the compiler draws one after the other. */
+const DRAWING = { load: 40, compute: 200, draw: 72 } as const;
+/** Where values are so wide that products need more registers than that, the three warps draw that move nothing. */
+const HELPING = { load: 88, compute: 208, draw: 0 } as const;
+
 /** Bytes of K and V that a section of heads may have, so that they stay in the L2 cache while the section is worked on. */
 const SECTION_BYTES = 32 * 2 ** 20;
 
 /** A configuration with its rate, relative to the others of its head size, on long sequences of an H200. */
 type Rated = readonly [config: HopperForwardConfig, rate: number];
 
+/** Unmasked rows of so many keys are long: warpgroups fall out of step by themselves. */
+const LONG = 2048;
+
 /** Tiles by head size, the fastest of those tried that fit the registers; the first where nothing is known. */
-function candidates(spec: Spec): Rated[] {
+function candidates(spec: Spec, keys: number): Rated[] {
   const widest = Math.max(spec.padD, spec.padDv);
   const masked = spec.mask !== null || !spec.dense;
-  const tile = (groups: number, blockK: number, rate: number, stages = 2): Rated => [{ groups, blockK, stages }, rate];
-  if (spec.dropout) return [widest <= 64 ? tile(3, 96, 1, 3) : widest <= 128 ? tile(2, 112, 1) : tile(2, 64, 1)];
+  const tile = (groups: number, blockK: number, rate: number, stages = 2, turns = true): Rated => [
+    { groups, blockK, stages, turns },
+    rate,
+  ];
+  if (spec.dropout)
+    return [widest <= 64 ? tile(2, 128, 1, 4, false) : widest <= 128 ? tile(2, 128, 1) : tile(2, 64, 1)];
   // Three warpgroups hide more of the softmax where its registers fit; wide rows are lost at the ends of short sequences.
   const simple = spec.mod === null || isLight(spec.mod);
   if (widest <= 64)
-    return [...(simple && spec.dense ? [tile(3, 128, 1, 3)] : []), tile(2, 128, masked ? 0.85 : 0.77, 4)];
-  if (widest <= 128) return [tile(2, 128, 1), ...(spec.mod !== null && simple && !masked ? [tile(3, 80, 1.07)] : [])];
-  return widest <= 192 ? [tile(2, 96, 1)] : [tile(2, 80, 1.04), tile(2, 64, 1)];
+    return [...(simple && spec.dense ? [tile(3, 128, 1, 3)] : []), tile(2, 128, masked ? 0.87 : 0.86, 4, false)];
+  if (widest <= 128) {
+    const turns = masked || keys < LONG;
+    return [
+      tile(2, 128, 1, 2, turns),
+      ...(spec.mod !== null && spec.line === null && simple && !masked ? [tile(3, 80, 1.07)] : []),
+    ];
+  }
+  return [widest <= 192 ? tile(2, 96, 1) : tile(2, 64, 1)];
 }
 
 /** Whether a modifier needs few registers: it reads nothing that changes with the position, and is short. */
@@ -100,7 +122,7 @@ export const forwardWgmma: CudaKernel<HopperForwardConfig> = {
   name: 'forward_wgmma',
   pass: 'forward',
   refuse: (problem, caps) => refuseHopper(problem, caps, ['q', 'k', 'v']),
-  configs: (problem) => candidates(panelSpec(problem)).map(([config]) => config),
+  configs: (problem) => candidates(panelSpec(problem), problem.Sk).map(([config]) => config),
   cost: (problem, config, caps) => costOf(problem, config, caps),
   kernels: (problem, config) => [emitForwardWgmma(problem, config)],
   emit: (problem, config) => [emitForwardWgmma(problem, config)].map(({ name, text }) => ({ name, text })),
@@ -116,7 +138,8 @@ function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): 
   const flops = flopsOf(problem, 'forward');
   // What tiles read again comes from the L2 cache.
   const bytes = cachedBytes(problem, 'forward', blockQ, blockK, l2Of(caps));
-  const rate = candidates(panelSpec(problem)).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
+  const rate =
+    candidates(panelSpec(problem), problem.Sk).find(([c]) => c.groups === groups && c.blockK === blockK)?.[1] ?? 1;
   // Whole blocks are worked on: past the ends of sequences, and where masks end inside of them.
   const pairs = visits(problem, 'q', blockQ, blockK) * blockQ * blockK;
   const work = (pairs * 2 * (problem.D + problem.Dv)) / rate;
@@ -127,16 +150,21 @@ function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): 
 export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig): KernelText {
   const spec = panelSpec(problem);
   const { groups } = config;
-  const registers = REGISTERS[groups];
+  const registers = spec.dropout
+    ? Math.max(spec.padD, spec.padDv) <= 128
+      ? DRAWING
+      : HELPING
+    : { ...REGISTERS[groups], draw: 0 };
   const asm = new Assembler({
     name: 'forward_wgmma',
     target: 'sm_90a',
-    threads: 128 * (groups + 1),
+    threads: 128 * (groups + (registers.draw > 0 ? 2 : 1)),
     blocksPerSm: 1,
   });
   const shared = layoutOf(asm, spec, config);
   const thread = asm.special('tid.x');
   const { scale, scaleLog2, Hq } = take(asm, 'scale', 'scaleLog2', 'Hq');
+  const parameters = spec.dropout ? takeDropout(asm) : null;
   asm.stage('barriers');
   const first = asm.op('setp.eq.s32', thread, 0);
   const ready = asm.label('ready');
@@ -147,29 +175,51 @@ export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig):
   asm.place(ready);
   asm.barrier();
 
-  const compute = asm.label('compute');
-  const end = asm.label('end');
+  const [compute, draw, scan, end] = ['compute', 'draw', 'scan', 'end'].map((hint) => asm.label(hint));
+  const warps = groups * 4;
+  /** What draws dropout's words in `drawers` warps, the first of which is warp `from` of the block. */
+  const drawer = (from: number, drawers: number): ((stopped: Label) => void) | null =>
+    shared.draw &&
+    parameters &&
+    drawerOf(asm, { ...config, ring: shared.draw, warps, thread, parameters, from, drawers });
   asm.branch(compute, asm.op('setp.ge.s32', thread, 128));
   asm.stage('the warpgroup that moves data');
   setRegisters(asm, 'dec', registers.load);
-  const scan = asm.label('scan');
   asm.branch(scan, asm.op('setp.ge.s32', thread, 32));
   asm.branch(end, first, { negate: true });
   emitLoads(asm, spec, config, shared, Hq);
   asm.branch(end);
   asm.place(scan);
+  const helper = registers.draw > 0 ? null : drawer(1, SCANNERS);
   if (shared.scans) {
     const { v, scanned, found } = shared;
     const buffers = { ...v, stride: v.bytes, stages: config.stages, noteBytes: BLOCK.bytes };
-    emitScan(asm, spec.storage as 'f16' | 'bf16', { ...buffers, scanned, found, clears: true }, thread);
-  }
+    const ring = { ...buffers, scanned, found, ahead: groups === 3 ? 2 : 4, clears: true };
+    emitScan(asm, spec.storage as 'f16' | 'bf16', ring, thread, helper);
+  } else if (helper !== null) forever(asm, () => helper(end));
   asm.branch(end);
   asm.place(compute);
+  if (registers.draw > 0) asm.branch(draw, asm.op('setp.ge.s32', thread, 128 * (groups + 1)));
   asm.stage('the warpgroups that compute');
   setRegisters(asm, 'inc', registers.compute);
-  emitCompute(asm, spec, config, shared, { thread, scale, scaleLog2, Hq });
+  emitCompute(asm, spec, config, shared, { thread, scale, scaleLog2, keepScale: parameters?.keepScale ?? null });
+  asm.branch(end);
+  asm.place(draw);
+  if (registers.draw > 0) {
+    asm.stage('the warpgroup that draws');
+    setRegisters(asm, 'dec', registers.draw);
+    const next = drawer(4 * (groups + 1), 4);
+    if (next !== null) forever(asm, () => next(end));
+  }
   asm.place(end);
   return asm.finish();
+}
+
+function forever(asm: Assembler, body: () => void): void {
+  const again = asm.label('again');
+  asm.place(again);
+  body();
+  asm.branch(again);
 }
 
 function launch({

@@ -14,11 +14,13 @@ import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
 import { advance, descriptor, PANEL_BYTES, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../ptx/wgmma.ts';
 import { ceilingOf } from './ceiling.ts';
-import { dropoutOf } from './dropout.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
+import { dropPacked } from './forward_wgmma_draw.ts';
+import { addLine } from './forward_wgmma_line.ts';
 import { slot } from './forward_wgmma_load.ts';
 import { rescue } from './forward_wgmma_rescue.ts';
-import { BLOCK, FIRST, FOUND_BYTES, LAST, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
+import { rowsOf, topsOf } from './forward_wgmma_rows.ts';
+import { BLOCK, DRAW, FIRST, FOUND_BYTES, LAST, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
 import { storeWide } from './forward_wgmma_store.ts';
 import { lanesOf, packPair, type Tile } from './fragments.ts';
 import { strided } from './loader.ts';
@@ -35,13 +37,14 @@ export interface ComputeInputs {
   readonly thread: Reg<'b32'>;
   readonly scale: Reg<'f32'>;
   readonly scaleLog2: Reg<'f32'>;
-  readonly Hq: Reg<'b32'>;
+  /** With dropout. */
+  readonly keepScale: Reg<'f32'> | null;
 }
 
 export function emitCompute(
   asm: Assembler,
   spec: Spec,
-  { groups, blockK, stages }: HopperForwardConfig,
+  { groups, blockK, stages, turns }: HopperForwardConfig,
   shared: SharedLayout,
   inputs: ComputeInputs,
 ): void {
@@ -68,8 +71,7 @@ export function emitCompute(
   const s = asm.regs('f32', blockK / 2);
   const p = asm.regs('b32', blockK / 4);
   const acc = asm.regs('f32', spec.padDv / 2);
-  const best = asm.regs('f32', 2);
-  const sum = asm.regs('f32', 2);
+  const inverse = spec.line === null ? inputs.scale : asm.op('rcp.rn.f32', inputs.scale);
   const tilesOf = (regs: readonly Reg<'f32'>[]): Tile[] =>
     Array.from({ length: regs.length / 4 }, (_, n) => regs.slice(4 * n, 4 * n + 4));
 
@@ -79,14 +81,14 @@ export function emitCompute(
   const wraps = asm.op('setp.eq.s32', nextGroup, groups);
   const nextTurn = asm.op('add.s32', asm.op('selp.b32', 0, nextGroup, wraps), TURN);
   const takeTurn = (): void => {
-    if (groups > 1) syncNamed(asm, ownTurn, 256);
+    if (turns) syncNamed(asm, ownTurn, 256);
   };
   const passTurn = (): void => {
-    if (groups > 1) arriveNamed(asm, nextTurn, 256);
+    if (turns) arriveNamed(asm, nextTurn, 256);
   };
   // Somebody has to start.
   const lastGroup = asm.label('others');
-  if (groups > 1) {
+  if (turns) {
     asm.branch(lastGroup, wraps, { negate: true, uniform: true });
     passTurn();
     asm.place(lastGroup);
@@ -101,13 +103,14 @@ export function emitCompute(
   const zero = asm.constant('b32', 0);
   const place: Place = { b, lenQ, lenK, qStart: zero, kStart: zero, sides };
   const ceiling = storage === 'bf16' ? ceilingOf(spec.mod) : null;
-  const bh = asm.reg('b32');
-  const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
+  const rows = rowsOf(asm, ceiling);
+  const { keepScale } = inputs;
+  const atDraw = cursorOf(asm, DRAW.stages, 0);
   /** Parts of the modifier that change with the tile alone. */
   const fixed = new Map<Expr, Reg>(perHead(spec.mod).map((e) => [e, asm.reg(e.type === 'f32' ? 'f32' : 'b32')]));
   const readNote = (to: Reg<'b32'>, note: Reg<'b32'>, offset: number): void =>
     asm.emit('ld.shared.b32', to.name, asm.address('shared', note, offset));
-  const rowsOf = (q0: Reg<'b32'>): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, 1);
+  const positionsOf = (q0: Reg<'b32'>): Reg<'b32'>[] => rowPositions(asm, asm.op('add.s32', q0, warpRow), lanes.g, 1);
 
   const next = asm.regs('b32', 4);
   const [readyK, readyV] = asm.regs('pred', 2);
@@ -146,7 +149,7 @@ export function emitCompute(
       [lenK, TILE.lenK],
     ] as const)
       readNote(to, tile, offset);
-    rowsOf(asm.load('shared', 'b32', tile, TILE.q0)).forEach((row, r) => {
+    positionsOf(asm.load('shared', 'b32', tile, TILE.q0)).forEach((row, r) => {
       asm.set(qPositions[r], 'mov.b32', row);
     });
     const opening = scorerOf(asm, spec, place).scope;
@@ -156,7 +159,6 @@ export function emitCompute(
       if (r.type === 'f32') asm.set(r as Reg<'f32'>, 'mov.f32', value as Reg<'f32'>);
       else asm.set(r as Reg<'b32'>, 'mov.b32', value as Reg<'b32'>);
     }
-    if (dropout !== null) asm.set(bh, 'mad.lo.s32', b, inputs.Hq, h);
     asm.place(known);
   };
   const stageOf = (desc: Reg<'b64'>, stage: Reg<'b32'>, bytes: number): Reg<'b64'> =>
@@ -212,35 +214,21 @@ export function emitCompute(
     atV.advance();
   };
 
-  const alphas = asm.regs('f32', 2);
-  const grew = asm.reg('pred');
-  /** Brings the maximum of a row up to date: what is added to its exponents. */
-  const raise = (tiles: readonly Tile[], r: number, toLog2: Reg<'f32'>): Reg<'f32'> => {
-    const own = tiles.flatMap((tile) => tile.slice(2 * r, 2 * r + 2));
-    const tops = own.slice(0, CHAINS);
-    for (let i = CHAINS; i < own.length; i++) tops[i % CHAINS] = asm.op('max.f32', tops[i % CHAINS], own[i]);
-    let top = tops.reduce((x, y) => asm.op('max.f32', x, y));
-    for (const lane of [1, 2]) top = asm.op('max.f32', top, shuffleXor(asm, top, lane));
-    const next = asm.op('max.f32', best[r], asm.op('mul.f32', top, toLog2));
-    const bigger = asm.op('setp.gt.f32', next, best[r]);
-    asm.set(grew, 'or.pred', bigger, r === 0 ? bigger : grew);
-    // As in forward_mma: a row that has seen nothing subtracts 0, and the number subtracted is the one scaled by.
-    const empty = asm.op('setp.eq.f32', next, Number.NEGATIVE_INFINITY);
-    const subtracted = asm.op('selp.f32', 0, next, empty);
-    const shift = asm.op('neg.f32', subtracted);
-    asm.set(alphas[r], 'ex2.approx.ftz.f32', asm.op('sub.f32', best[r], subtracted));
-    asm.set(best[r], 'mov.f32', next);
-    return shift;
-  };
-  /** From scores to probabilities, still in f32; `alphas` and `grew` say what that did to the rows' maxima. */
-  const softmax = (): Tile[] => {
+  /** The modifier's share of a row's exponents in this block, where the modifier is a line. */
+  const lifts = spec.line === null ? null : asm.regs('f32', 2);
+  /** Scores with modifier and mask, and what brings them to base 2. */
+  const scored = (): { tiles: Tile[]; toLog2: Reg<'f32'> } => {
     let tiles = tilesOf(s);
     let toLog2 = inputs.scaleLog2;
     const scorer = scorerOf(asm, spec, place, fixed);
     const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
     const grid = { rowsAre: 'q', rows: qPositions, columns, head: h } as const;
-    if (spec.mod !== null) {
-      asm.stage('mod');
+    if (spec.line !== null && lifts !== null) {
+      asm.stage('modifier: a line along the keys');
+      const first = { q: asm.op('sub.s32', qPositions[0], lanes.g), kv: kv0 };
+      addLine(asm, spec, { place, line: spec.line, fixed, inverse, first, blockK }, grid, s, lifts);
+    } else if (spec.mod !== null) {
+      asm.stage('modifier');
       const modified = scorer.modified(tiles, grid, spec.mod, inputs.scale);
       tiles = modified.tiles;
       toLog2 = asm.constant('f32', LOG2E * modified.factor);
@@ -259,52 +247,40 @@ export function emitCompute(
       });
     });
     asm.place(full);
+    return { tiles, toLog2 };
+  };
+  /** Dropout's words about this thread's places of the block, drawn by other warps. */
+  const takeDrawn = (): Reg<'b32'>[] => {
+    if (shared.draw === null) return [];
+    const { data, bytes, full, empty } = shared.draw;
+    waitParity(asm, slot(asm, full, atDraw, BARRIER_BYTES), atDraw.parity);
+    const own = asm.op('mad.lo.s32', asm.op('sub.s32', inputs.thread, 128), 4, slot(asm, data, atDraw, bytes));
+    const at = asm.op(
+      'add.s32',
+      own,
+      asm.op('mul.lo.s32', asm.op('shr.u32', asm.op('sub.s32', inputs.thread, 128), 5), 128),
+    );
+    const words = [0, 128].map((offset) => asm.load('shared', 'b32', at, offset));
+    asm.emit('bar.warp.sync', '-1');
+    release(slot(asm, empty, atDraw, BARRIER_BYTES));
+    atDraw.advance();
+    return words;
+  };
+  /** Probabilities of the block, in `p`. `settle` brings `acc` to where it may be scaled. */
+  const softmax = (settle: () => void): void => {
+    const { tiles, toLog2 } = scored();
     asm.stage('softmax');
     peekK();
-    const out = tiles.map((tile) => [...tile]);
-    for (const r of [0, 1]) {
-      const shift = ceiling === null ? raise(tiles, r, toLog2) : asm.constant('f32', -ceiling);
-      const sums: Reg<'f32'>[] = [];
-      tiles.forEach((tile, n) => {
-        for (const e of [2 * r, 2 * r + 1]) {
-          const x = asm.op('ex2.approx.ftz.f32', asm.op('fma.rn.f32', tile[e], toLog2, shift));
-          out[n][e] = x;
-          const lane = (2 * n + e) % 4;
-          sums[lane] = sums[lane] === undefined ? x : asm.op('add.f32', sums[lane], x);
-        }
-      });
-      const total = sums.filter((x) => x !== undefined).reduce((x, y) => asm.op('add.f32', x, y));
-      if (ceiling === null) asm.set(sum[r], 'fma.rn.f32', sum[r], alphas[r], total);
-      else asm.set(sum[r], 'add.f32', sum[r], total);
-    }
-    if (dropout !== null) {
-      asm.stage('dropout');
-      for (let n = 0; n < out.length; n += 2)
-        dropout.keepOctets(qPositions[0], columns[2 * n]).forEach((rows, octet) => {
-          const tile = out[n + octet];
-          rows.flat().forEach((keep, e) => {
-            tile[e] = asm.op('selp.f32', tile[e], 0, keep);
-          });
-        });
-    }
-    return out;
-  };
-  const rescale = (): void => {
-    if (ceiling !== null) return;
-    const same = asm.label('same');
-    const any = asm.reg('pred');
-    asm.emit('vote.sync.any.pred', any.name, grew.name, '-1');
-    asm.branch(same, any, { negate: true, uniform: true });
-    acc.forEach((x, i) => {
-      asm.set(x, 'mul.f32', x, alphas[(i >> 1) & 1]);
-    });
-    asm.place(same);
-  };
-  const hold = (tiles: readonly Tile[]): void => {
-    tiles.forEach((tile, n) => {
+    const tops = topsOf(asm, tiles, toLog2, lifts);
+    settle();
+    rows.raise(tops, acc);
+    const drawn = takeDrawn();
+    const powers = rows.powers(tiles, toLog2, lifts);
+    powers.forEach((tile, n) => {
       for (const r of [0, 1]) {
         const packed = packPair(asm, storage, tile[2 * r], tile[2 * r + 1]);
-        asm.set(p[2 * n + r], 'mov.b32', packed);
+        const kept = drawn.length === 0 ? packed : dropPacked(asm, packed, drawn, 2 * n + r, blockK / 16);
+        asm.set(p[2 * n + r], 'mov.b32', kept);
       }
     });
     asm.set(held.kv0, 'mov.b32', kv0);
@@ -336,7 +312,7 @@ export function emitCompute(
     rescue(asm, spec, {
       place: own,
       acc: tilesOf(acc),
-      qPositions: rowsOf(note(TILE.q0)),
+      qPositions: positionsOf(note(TILE.q0)),
       kv0: held.kv0,
       h: head,
       source: strided(asm, base, asm.op('mul.lo.s64', values.vS, spec.size)),
@@ -350,7 +326,7 @@ export function emitCompute(
     asm.stage('join the sums of a row, add the sink, normalise');
     const note = (offset: number): Reg<'b32'> => asm.load('shared', 'b32', held.tile, offset);
     const [head, batch, length, start] = [TILE.h, TILE.b, TILE.lenQ, TILE.qStart].map(note);
-    const rows = rowsOf(note(TILE.q0));
+    const positions = positionsOf(note(TILE.q0));
     const logit = sink === null ? null : sinkOf(asm, sink, head);
     const lse: Reg<'f32'>[] = [];
     for (const r of [0, 1]) {
@@ -359,7 +335,7 @@ export function emitCompute(
       const empty = asm.op('setp.eq.f32', all, 0);
       const most = ceiling === null ? top[r] : asm.op('selp.f32', Number.NEGATIVE_INFINITY, ceiling, empty);
       const { scale, value } = finishRow(asm, most, all, logit, 'rcp.approx.ftz.f32');
-      const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
+      const factor = keepScale === null ? scale : asm.op('mul.f32', scale, keepScale);
       acc.forEach((x, i) => {
         if (((i >> 1) & 1) === r) asm.set(x, 'mul.f32', x, factor);
       });
@@ -369,7 +345,7 @@ export function emitCompute(
     const own: Place = { b: batch, lenQ: length, lenK: zero, qStart: start, kStart: zero, sides };
     storeWide(asm, spec, {
       tiles: [tilesOf(acc)],
-      rows,
+      rows: positions,
       limit: length,
       target: queryRows(asm, spec, own, head, o.out, { b: o.outB, h: o.outH, s: o.outS }),
       columns: spec.Dv,
@@ -379,7 +355,7 @@ export function emitCompute(
     const lseAt = baseOf(asm, o.lse, { b: o.lseB, h: o.lseH, s: o.lseS }, { b: batch, h: head, start }, 4);
     const lseStep = asm.op('mul.lo.s64', o.lseS, 4);
     const firstColumn = asm.op('setp.eq.s32', lanes.t, 0);
-    rows.forEach((row, r) => {
+    positions.forEach((row, r) => {
       const inside = asm.op('and.pred', firstColumn, asm.op('setp.lt.s32', row, length));
       const at = asm.op('add.s64', lseAt, asm.op('mul.lo.s64', asm.op('cvt.s64.s32', row), lseStep));
       asm.when(inside, () => asm.store('global', 'f32', at, lse[r]));
@@ -389,11 +365,10 @@ export function emitCompute(
   const [heldBest, heldSum] = [asm.regs('f32', 2), asm.regs('f32', 2)];
   const startRows = (): void => {
     for (const r of [0, 1]) {
-      asm.set(heldBest[r], 'mov.f32', best[r]);
-      asm.set(heldSum[r], 'mov.f32', sum[r]);
-      asm.set(best[r], 'mov.f32', Number.NEGATIVE_INFINITY);
-      asm.set(sum[r], 'mov.f32', 0);
+      asm.set(heldBest[r], 'mov.f32', rows.best[r]);
+      asm.set(heldSum[r], 'mov.f32', rows.sum[r]);
     }
+    rows.start();
   };
   const clear = (): void => {
     for (const x of acc) asm.set(x, 'mov.f32', 0);
@@ -411,7 +386,7 @@ export function emitCompute(
   clear();
   wgmmaWait(asm, 0);
   releaseK();
-  hold(softmax());
+  softmax(() => {});
 
   asm.place(loop);
   peekV();
@@ -430,20 +405,16 @@ export function emitCompute(
   asm.branch(sameTile, isFirst, { negate: true, uniform: true });
   startRows();
   asm.place(sameTile);
-  const probabilities = softmax();
-  wgmmaWait(asm, 0);
-  addFound();
-  releaseV();
-  const goOn = asm.label('goOn');
-  const scaled = asm.label('scaled');
-  asm.branch(goOn, isFirst, { negate: true, uniform: true });
-  finish(heldBest, heldSum);
-  clear();
-  asm.branch(scaled);
-  asm.place(goOn);
-  rescale();
-  asm.place(scaled);
-  hold(probabilities);
+  softmax(() => {
+    wgmmaWait(asm, 0);
+    addFound();
+    releaseV();
+    const goOn = asm.label('goOn');
+    asm.branch(goOn, isFirst, { negate: true, uniform: true });
+    finish(heldBest, heldSum);
+    clear();
+    asm.place(goOn);
+  });
   asm.branch(loop);
 
   asm.place(drain);
@@ -453,12 +424,9 @@ export function emitCompute(
   wgmmaWait(asm, 0);
   addFound();
   releaseV();
-  finish(best, sum);
+  finish(rows.best, rows.sum);
   asm.place(finished);
 }
-
-/** Maxima of a row found side by side: one after the other they would wait for each other. */
-const CHAINS = 4;
 
 /** log2(e) times the sink of head h. */
 function sinkOf(asm: Assembler, sink: Reg<'b64'>, h: Reg<'b32'>): Reg<'f32'> {

@@ -6,6 +6,7 @@ import { DeviceError } from '../../../core/errors.ts';
 import { alignTo } from '../../../core/math.ts';
 import type { TensorLike } from '../../../core/tensor.ts';
 import type { Bool, F32 } from '../../../mods/expr.ts';
+import { type LinearBias, linearBias } from '../../../mods/linear.ts';
 import { printExpr } from '../../../mods/print.ts';
 import { simplify } from '../../../mods/simplify.ts';
 import type { Problem, Strides } from '../../../problem/problem.ts';
@@ -34,6 +35,8 @@ export interface Spec {
   readonly near: boolean;
   readonly mask: Bool | null;
   readonly mod: F32 | null;
+  /** The modifier as a line along the keys, where it is one and may be divided by the scale. */
+  readonly line: LinearBias | null;
   readonly sides: readonly TensorLike[];
   readonly sink: boolean;
   readonly dropout: boolean;
@@ -59,6 +62,7 @@ function makeSpec(p: Problem): Spec {
   const size = storage === 'f32' ? 4 : 2;
   const mask = p.mask === null ? null : simplify(p.mask.expr);
   const mod = p.mod === null ? null : simplify(p.mod.expr);
+  const line = mod !== null && p.scale > 2 ** -60 && p.scale < 2 ** 60 ? linearBias(mod) : null;
   const plain = {
     storage,
     size,
@@ -70,6 +74,7 @@ function makeSpec(p: Problem): Spec {
     dense: p.uniform && p.sequences.every((x, i) => i % 2 === 1 || x === 0),
     pageSize: p.kv.kind === 'paged' ? p.kv.pageSize : 0,
     folded: mod === null && p.scale > 0,
+    lined: line !== null,
     near: Math.max(p.Sq, p.Sk) < NEAR,
     sink: p.sink,
     dropout: p.dropout !== null,
@@ -81,7 +86,7 @@ function makeSpec(p: Problem): Spec {
     },
   } as const;
   const text = [mask, mod].map((e) => (e === null ? '' : printExpr(e, p.sides)));
-  return { ...plain, mask, mod, sides: p.sides, key: `${JSON.stringify(plain)} ${text.join(' ')}` };
+  return { ...plain, mask, mod, line, sides: p.sides, key: `${JSON.stringify(plain)} ${text.join(' ')}` };
 }
 
 /** The widest copy that every row of a tensor allows; tensors themselves start at multiples of 16 bytes. */
