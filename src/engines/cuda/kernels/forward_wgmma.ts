@@ -48,7 +48,7 @@ export const REGISTERS: Readonly<Record<number, { load: number; compute: number 
 /** The same for two that compute and one that draws dropout's words; with fewer the compiler draws one after the other. */
 const DRAWING = { load: 40, compute: 200, draw: 72 } as const;
 /** Where values are so wide that products need more registers than that, the three warps draw that move nothing. */
-const HELPING = { load: 88, compute: 208, draw: 0 } as const;
+const HELPING = { load: 72, compute: 216, draw: 0 } as const;
 
 /** Bytes of K and V that a section of heads may have, so that they stay in the L2 cache while the section is worked on. */
 const SECTION_BYTES = 32 * 2 ** 20;
