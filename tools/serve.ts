@@ -6,6 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { extname, join, normalize } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 export interface ServeOptions {
@@ -13,6 +14,8 @@ export interface ServeOptions {
   readonly isolated: boolean;
   /** Pages that are no files, by path. */
   readonly pages?: Readonly<Record<string, string>>;
+  /** Gets what pages post. */
+  readonly onPost?: (body: string) => void;
   /** 0, the default, takes any free port. */
   readonly port?: number;
 }
@@ -35,7 +38,7 @@ const TYPES: Readonly<Record<string, string>> = {
 const ISOLATION = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
 
 /** Serves the files below `folder` to this machine alone. */
-export async function serve(folder: string, { isolated, pages = {}, port = 0 }: ServeOptions): Promise<Served> {
+export async function serve(folder: string, { isolated, pages = {}, onPost, port = 0 }: ServeOptions): Promise<Served> {
   const server = createServer(async (request, response) => {
     const path = decodeURIComponent(new URL(request.url ?? '/', 'http://localhost').pathname);
     const headers = { 'Cache-Control': 'no-store', ...(isolated && ISOLATION) };
@@ -43,7 +46,10 @@ export async function serve(folder: string, { isolated, pages = {}, port = 0 }: 
       response.writeHead(200, { ...headers, 'Content-Type': type }).end(body);
     };
     try {
-      if (Object.hasOwn(pages, path)) send(TYPES['.html'], pages[path]);
+      if (request.method === 'POST' && onPost !== undefined) {
+        onPost(await text(request));
+        send(TYPES['.json'], '{}');
+      } else if (Object.hasOwn(pages, path)) send(TYPES['.html'], pages[path]);
       // `normalize` of an absolute path leaves no `..` that would lead out of the folder.
       else send(TYPES[extname(path)] ?? 'application/octet-stream', await readFile(join(folder, normalize(path))));
     } catch {
