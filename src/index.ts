@@ -67,7 +67,6 @@ export { formatSafetensors, readSafetensor } from './interop/safetensors.ts';
 export * as expr from './mods/build.ts';
 export type { Bool, Expr, F32, I32, Mask, MaskContext, Mod, ScoreContext } from './mods/expr.ts';
 export * from './mods/library.ts';
-export { choosePlan } from './plan/choose.ts';
-export { type Explanation, explainPlan } from './plan/explain.ts';
+export type { Explanation } from './plan/explain.ts';
 export type { Plan } from './plan/plan.ts';
 export type { Dropout, Layout } from './problem/problem.ts';

@@ -21,6 +21,7 @@ import {
 import { bytesOfRoles, type Part, partOptions, sinkOnHost, sliceInputs, splitCall } from './split.ts';
 import { isEngineTensor, type Tensor } from './tensors.ts';
 
+/** What a call of `attention` gives. Host tensors are the caller's; engine tensors too, to be disposed of. */
 export interface AttentionResult<T extends Tensor> {
   /** Shaped like q, with v's head size. */
   readonly out: T;

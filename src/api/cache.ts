@@ -9,6 +9,7 @@ import { checkLayout } from './request.ts';
 import { Arena } from './run.ts';
 import { checkTensor, type Tensor } from './tensors.ts';
 
+/** Sizes of a cache. Exactly one of `capacity` and `paged` is given. */
 export interface KvCacheOptions {
   /** Sequences that are there from the start, each of length 0, numbered from 0. */
   readonly B: number;
@@ -27,6 +28,7 @@ export interface KvCacheOptions {
   readonly paged?: { readonly pageSize: number; readonly pages: number };
 }
 
+/** Which sequences grow, and by how much. */
 export interface AppendOptions {
   /** Which sequence each row of the batch belongs to; by default all that are alive, in order. */
   readonly sequences?: readonly number[];

@@ -16,6 +16,7 @@ import { checkTensor, isEngineTensor, type Tensor } from './tensors.ts';
 /** The cache decides these, and nothing is trained on it. */
 const NOT_HERE = ['layout', 'cuSeqlens', 'dropout'] as const;
 
+/** Options of `attentionDecode`: those of `attention`, without what the cache decides. */
 export interface DecodeOptions<T extends Tensor = Tensor> extends Omit<ForwardOptions<T>, (typeof NOT_HERE)[number]> {
   /** Which sequences of the cache the queries belong to; by default all that are alive, in order. */
   readonly sequences?: readonly number[];

@@ -11,6 +11,7 @@ import { Arena, checkInto, residentSides, resultsOf } from './run.ts';
 
 type WebGpu = Opened<'webgpu'>;
 
+/** Options of `attentionEncoder`: those of `attention`, for one engine. */
 export interface EncoderOptions extends Omit<GradOptions, 'engine' | 'grads' | 'signal' | 'onProgress'> {
   /** The engine whose device the encoders are of. */
   readonly engine: WebGpu;
@@ -27,6 +28,7 @@ export interface ForwardTensors {
   readonly lse: EngineTensor;
 }
 
+/** Gradients are written where `grads` asked for them: dq, dk and dv, shaped like q, k and v. `dOut` is shaped like out, `dLse` like lse. */
 export interface BackwardTensors extends ForwardTensors {
   readonly dOut: EngineTensor;
   readonly dLse?: EngineTensor | null;

@@ -44,6 +44,7 @@ export interface GradientsOf<T extends Tensor, G = unknown> {
   readonly dSides: ReadonlyMap<TensorLike, T>;
 }
 
+/** A forward call that can be gone back through. */
 export interface AttentionWithGrads<T extends Tensor, G = unknown> extends AttentionResult<T> {
   /**
    * Gradients of a loss from its gradients with respect to out and, when lse was used, lse. May be called again until
@@ -57,6 +58,7 @@ export interface AttentionWithGrads<T extends Tensor, G = unknown> extends Atten
   [Symbol.dispose](): void;
 }
 
+/** A backward run can be stopped and followed by itself. */
 export type BackwardOptions = Pick<GradOptions, 'signal' | 'onProgress'>;
 
 /**

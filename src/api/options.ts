@@ -32,6 +32,7 @@ export interface GradientChoice {
   readonly sink?: boolean | undefined;
 }
 
+/** Dropout of probabilities after the softmax; what is kept is scaled by 1 / (1 - p). */
 export interface DropoutOptions {
   /** Probability of dropping a probability, 0 <= p < 1; 0 means no dropout. */
   readonly p: number;
@@ -90,11 +91,13 @@ export interface AttentionOptions {
   readonly prefer?: Preferences | undefined;
 }
 
+/** Options of a call without gradients. */
 export interface ForwardOptions<T extends Tensor = Tensor> extends AttentionOptions {
   /** Where results go, instead of new tensors: same dtype and shape, and in the same memory as q. Host tensors are written only on success. */
   readonly into?: { readonly out?: T | undefined; readonly lse?: T | undefined } | undefined;
 }
 
+/** Options of a call that keeps what backward needs. */
 export interface GradOptions extends AttentionOptions {
   readonly grads?: GradientChoice | undefined;
 }

@@ -16,6 +16,7 @@ import { choicesOf } from './prepare.ts';
 import type { View } from './request.ts';
 import { checkTensor, type Tensor } from './tensors.ts';
 
+/** The arguments of PyTorch's function by their names, and which engine serves it. */
 export interface SdpaOptions extends Pick<AttentionOptions, 'engine' | 'signal' | 'onProgress'> {
   /** Broadcasts to [..., Hq, L, S]. u8: non-zero takes part; float: added to the scaled scores. Not together with isCausal. */
   readonly attnMask?: Tensor | null;
@@ -32,7 +33,8 @@ export interface SdpaOptions extends Pick<AttentionOptions, 'engine' | 'signal' 
 /**
  * query [..., Hq, L, E], key [..., H, S, E], value [..., H, S, Ev] -> [..., Hq, L, Ev], PyTorch's semantics throughout.
  *
- * Two leading axes or more, one ([N, L, E], each N a head of its own) or none. A row that may attend to nothing gives 0.
+ * Two leading axes or more, one ([N, L, E], each N a head of its own) or none. A row that may attend to nothing gives 0. For gradients:
+ * `attentionWithGrads`, with `causal: 'top-left'` for `isCausal`.
  *
  * @throws ArgumentError as PyTorch would raise, naming the argument; otherwise as `attention`.
  * @example

@@ -7,6 +7,7 @@ export type DType = 'f64' | 'f32' | 'f16' | 'bf16' | 'i32' | 'u8';
 /** The storage types q, k, v and out may have. f64 is served by the reference engine only. */
 export type FloatDType = 'f64' | 'f32' | 'f16' | 'bf16';
 
+/** The array that holds a dtype's elements: f64, f32, f16 or bf16 bits, i32, u8. */
 export type HostArray = Float64Array | Float32Array | Uint16Array | Int32Array | Uint8Array;
 
 /** Bytes of one element. */

@@ -11,6 +11,7 @@ export type ErrorCode =
   | 'DISPOSED' // a tensor or engine was used after dispose
   | 'FORMAT'; // malformed .npy or .safetensors bytes
 
+/** The base of every error of the library. */
 export class TilewiseError extends Error {
   readonly code: ErrorCode;
   constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
@@ -29,6 +30,7 @@ export class ArgumentError extends TilewiseError {
   }
 }
 
+/** A mask or modifier means nothing: a type error, a load that may leave its tensor, an op without the derivative asked for. */
 export class ExpressionError extends TilewiseError {
   constructor(message: string) {
     super('EXPRESSION', message);
@@ -43,6 +45,7 @@ export interface Refusal {
   readonly reason: string;
 }
 
+/** No engine of the order serves the call. `refusals` has each one's reason. */
 export class UnsupportedError extends TilewiseError {
   readonly refusals: readonly Refusal[];
   constructor(what: string, refusals: readonly Refusal[]) {
@@ -63,6 +66,7 @@ export class MemoryError extends TilewiseError {
   }
 }
 
+/** A device, driver, worker or compiler failed, or is not there. */
 export class DeviceError extends TilewiseError {
   readonly engine: string;
   constructor(engine: string, message: string, options?: ErrorOptions) {
@@ -71,12 +75,14 @@ export class DeviceError extends TilewiseError {
   }
 }
 
+/** A tensor, cache, run or engine was used after its end. */
 export class DisposedError extends TilewiseError {
   constructor(what: string) {
     super('DISPOSED', `${what} was used after dispose()`);
   }
 }
 
+/** Bytes are not what their format promises. */
 export class FormatError extends TilewiseError {
   constructor(format: string, expected: string, got: unknown) {
     super('FORMAT', `${format}: expected ${expected}, got ${show(got)}`);

@@ -9,6 +9,7 @@ import type { DType } from '../core/dtype.ts';
 import type { HostTensor, TensorLike } from '../core/tensor.ts';
 import type { Problem } from '../problem/problem.ts';
 
+/** Every engine there is; `reference` is standard attention in float64. */
 export type EngineName = 'reference' | 'wasm' | 'webgpu' | 'cuda';
 
 export type Pass = 'forward' | 'backward';
@@ -126,6 +127,7 @@ export interface CopyRuns {
   readonly length: number;
 }
 
+/** A device and what runs on it: memory, tensors, compiled programs. Its tensors and its programs are its own. */
 export interface Engine {
   readonly name: EngineName;
   readonly caps: Caps;

@@ -42,6 +42,7 @@ export interface OnnxAttentionAttributes {
   readonly right_window_size?: number;
 }
 
+/** What is not an attribute of the operator: its version, and how it is computed. */
 export interface OnnxAttentionOptions extends Pick<AttentionOptions, 'engine' | 'signal' | 'onProgress'> {
   readonly opset?: 23 | 24 | 25;
   /** Also compute the fourth output, which is Sq x Sk by definition. */
@@ -54,6 +55,7 @@ export interface OnnxAttentionOptions extends Pick<AttentionOptions, 'engine' | 
   readonly arithmetic?: 'fused' | 'operator';
 }
 
+/** The operator's outputs by their names, in the type of Q. */
 export interface OnnxAttentionOutputs {
   /** Shaped like Q, with V's head size. */
   readonly Y: HostTensor;

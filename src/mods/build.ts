@@ -86,20 +86,30 @@ const integers =
   (x, y) =>
     call(name, op, x, y) as I32;
 
+/** x + y; i32 wraps. */
 export const add = typed('add', 'add', 'iadd') as Arithmetic;
+/** x - y; i32 wraps. */
 export const sub = typed('sub', 'sub', 'isub') as Arithmetic;
+/** x * y; i32 wraps. */
 export const mul = typed('mul', 'mul', 'imul') as Arithmetic;
 /** f32 division; integers have `idiv`. */
 export const div = typed('div', 'div', null, '; use idiv') as (x: F32 | number, y: F32 | number) => F32;
+/** The smaller of two; at a tie the gradient goes to x. */
 export const min = typed('min', 'min', 'imin') as Arithmetic;
+/** The larger of two; at a tie the gradient goes to x. */
 export const max = typed('max', 'max', 'imax') as Arithmetic;
+/** |x|; its derivative at 0 is 1. */
 export const abs = typed('abs', 'abs', 'iabs') as Unary;
+/** -x. */
 export const neg = ((x: Argument) =>
   typeOf('neg', [x]) === 'i32' ? sub(0, x as I32) : call('neg', 'neg', x)) as Unary;
+/** e to the power of x. */
 export const exp = floats('exp');
 /** Natural logarithm. */
 export const log = floats('log');
+/** Hyperbolic tangent. */
 export const tanh = floats('tanh');
+/** Square root. */
 export const sqrt = floats('sqrt');
 /** Towards minus infinity. Has no derivative: wrap the argument in `detach` when gradients are asked for. */
 export const floor = floats('floor');
@@ -112,25 +122,35 @@ export const detach = floats('detach');
 export const idiv = integers('idiv', 'idiv');
 /** Remainder of `idiv`: it has the sign of the divisor; by zero it gives 0. */
 export const mod = integers('mod', 'imod');
+/** Bits that both have. */
 export const bitAnd = integers('bitAnd', 'iand');
+/** Bits that either has. */
 export const bitOr = integers('bitOr', 'ior');
+/** Bits that one alone has. */
 export const bitXor = integers('bitXor', 'ixor');
 /** Shift counts are taken modulo 32. */
 export const shl = integers('shl', 'ishl');
 /** Keeps the sign. Shift counts are taken modulo 32. */
 export const shr = integers('shr', 'ishr');
 
+/** x < y. */
 export const lt = typed('lt', 'lt', 'ilt') as Comparison;
+/** x <= y. */
 export const le = typed('le', 'le', 'ile') as Comparison;
+/** x > y. */
 export const gt = ((x: Argument, y: Argument) => typed('gt', 'lt', 'ilt')(y, x)) as Comparison;
+/** x >= y. */
 export const ge = ((x: Argument, y: Argument) => typed('ge', 'le', 'ile')(y, x)) as Comparison;
+/** x = y. */
 export const eq = typed('eq', 'eq', 'ieq') as Comparison;
+/** x and y differ. */
 export const ne = ((x: Argument, y: Argument) => not(typed('ne', 'eq', 'ieq')(x, y) as Bool)) as Comparison;
 
 /** True when every argument is; `and()` is true. */
 export const and = (...terms: readonly (Bool | boolean)[]): Bool => chain('and', true, terms);
 /** True when some argument is; `or()` is false. */
 export const or = (...terms: readonly (Bool | boolean)[]): Bool => chain('or', false, terms);
+/** True when x is false. */
 export const not = (x: Bool | boolean): Bool => call('not', 'not', x) as Bool;
 
 function chain(op: 'and' | 'or', empty: boolean, terms: readonly (Bool | boolean)[]): Bool {

@@ -13,6 +13,7 @@ import { type ExprType, OPS, type OpName } from './ops.ts';
  */
 export type IndexName = 'b' | 'h' | 'q' | 'kv' | 'lenQ' | 'lenK';
 
+/** A node: a constant, the score, an index, an element of a tensor, or an op over other nodes. Made by the functions of `expr`. */
 export type Expr<T extends ExprType = ExprType> =
   | { readonly kind: 'const'; readonly type: T; readonly value: number }
   | { readonly kind: 'score'; readonly type: T }
@@ -28,8 +29,11 @@ export type Expr<T extends ExprType = ExprType> =
       readonly exact?: true;
     };
 
+/** A float32 value. */
 export type F32 = Expr<'f32'>;
+/** A 32-bit integer, which wraps. */
 export type I32 = Expr<'i32'>;
+/** A condition. */
 export type Bool = Expr<'bool'>;
 
 /** What a mask function may look at. */

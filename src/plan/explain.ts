@@ -36,6 +36,7 @@ export interface Explanation {
   readonly text: string;
 }
 
+/** What a plan comes to for its problem, in numbers and in words. */
 export function explainPlan(plan: Plan, problem: Problem): Explanation {
   const { B, Hq, Hkv, Sq, Sk, D, Dv, dtype } = problem;
   let all = 0;

@@ -2,6 +2,7 @@
 import type { Refusal } from '../core/errors.ts';
 import type { Cost, EngineName, Step } from '../engine/contract.ts';
 
+/** Two steps and why: data that can be printed, compared and kept. */
 export interface Plan {
   /** Names plan, program, golden file, test case and bench row: see problem/id.ts. */
   readonly id: string;
