@@ -13,7 +13,7 @@ import { checkTensor, type Tensor } from './tensors.ts';
 export interface KvCacheOptions {
   /** Sequences that are there from the start, each of length 0, numbered from 0. */
   readonly B: number;
-  /** Most sequences at a time, for `fork`; B by default. */
+  /** Most sequences at a time, for `add` and `fork`; B by default. */
   readonly maxSequences?: number;
   readonly Hkv: number;
   readonly D: number;
@@ -52,7 +52,7 @@ export interface CacheView {
 
 /**
  * A KV cache, dense (`capacity` rows a sequence) or paged (a shared pool; forks share pages and copy one when they write).
- * Await a call of `attentionDecode` before freeing the sequences it reads, whose rows may be used again at once.
+ * Await a call of `attentionDecode` before freeing or truncating the sequences it reads, whose rows may be used again at once.
  *
  * @example
  * const cache = KvCache.create(engine, { B: 2, Hkv: 8, D: 64, capacity: 4096 });
@@ -166,6 +166,18 @@ export class KvCache {
   }
 
   /**
+   * A new sequence without rows; its number.
+   *
+   * @throws ArgumentError when `maxSequences` are alive already.
+   */
+  add(): number {
+    this.#mustLive();
+    const slot = this.#vacant();
+    this.#lengths[slot] = 0;
+    return slot;
+  }
+
+  /**
    * A new sequence with the rows of another; its number. Paged caches share pages until one of the two grows, dense ones copy.
    *
    * @throws ArgumentError when `maxSequences` are alive already.
@@ -173,13 +185,7 @@ export class KvCache {
   fork(sequence: number): number {
     this.#mustLive();
     const [from] = this.resolve([sequence]);
-    const to = this.#lengths.indexOf(null);
-    if (to < 0)
-      throw new ArgumentError(
-        'sequence',
-        `fewer than ${this.#lengths.length} living sequences (maxSequences)`,
-        this.#lengths.length,
-      );
+    const to = this.#vacant();
     const length = this.#lengths[from] as number;
     if (!this.#place.fork(from, to, length) && length > 0) {
       const { Hkv } = this;
@@ -195,12 +201,25 @@ export class KvCache {
     return to;
   }
 
-  /** Ends a sequence: its rows, and its number, may be used again. */
-  free(sequence: number): void {
+  /**
+   * Drops a sequence's rows from `length` on: tokens that were drafted and not accepted, or all of it for `length` 0.
+   *
+   * @throws ArgumentError when it is not that long.
+   */
+  truncate(sequence: number, length: number): void {
     this.#mustLive();
     const [slot] = this.resolve([sequence]);
-    this.#place.free(slot);
-    this.#lengths[slot] = null;
+    const now = this.#lengths[slot] as number;
+    if (!Number.isInteger(length) || length < 0 || length > now)
+      throw new ArgumentError('length', `an integer from 0 to ${now}`, length);
+    this.#place.shrink(slot, length);
+    this.#lengths[slot] = length;
+  }
+
+  /** Ends a sequence: its rows, and its number, may be used again. */
+  free(sequence: number): void {
+    this.truncate(sequence, 0);
+    this.#lengths[sequence] = null;
   }
 
   /** Frees the storage. Await the calls on it first. */
@@ -245,6 +264,14 @@ export class KvCache {
     // Any other choice of slots: no batch stride, and each sequence starts as many rows in as there are before its slot.
     const free = { k: { ...strides(D), b: 0 }, v: { ...strides(Dv), b: 0 } };
     return { ...view, strides: free, starts: slots.map((slot) => slot * Hkv * rows), kv };
+  }
+
+  /** A number that no living sequence has. */
+  #vacant(): number {
+    const most = this.#lengths.length;
+    const slot = this.#lengths.indexOf(null);
+    if (slot < 0) throw new ArgumentError('sequence', `fewer than ${most} living sequences (maxSequences)`, most);
+    return slot;
   }
 
   /** @returns sequences and rows each. */

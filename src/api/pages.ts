@@ -23,7 +23,8 @@ export interface Placement {
   blockOf(slot: number, row: number): number;
   /** Gives `to` the rows of `from`: true when they share them now, false when the caller has to copy them. */
   fork(from: number, to: number, length: number): boolean;
-  free(slot: number): void;
+  /** Rows of a slot from `length` on are given back. */
+  shrink(slot: number, length: number): void;
 }
 
 /** `slots` sequences of up to `capacity` rows each, in a block of their own. */
@@ -41,7 +42,7 @@ export function densePlacement(slots: number, capacity: number): Placement {
     },
     blockOf: (slot) => slot,
     fork: () => false,
-    free: () => undefined,
+    shrink: () => undefined,
   };
 }
 
@@ -115,8 +116,9 @@ export class PagedPlacement implements Placement {
     return true;
   }
 
-  free(slot: number): void {
-    for (const page of this.#pages[slot].splice(0)) if (--this.#users[page] === 0) this.#free.push(page);
+  shrink(slot: number, length: number): void {
+    const pages = this.#pages[slot].splice(ceilDiv(length, this.rowsPerBlock));
+    for (const page of pages) if (--this.#users[page] === 0) this.#free.push(page);
   }
 
   /** Page table of some slots: a row of `maxPages` each, zero where there is no page. */

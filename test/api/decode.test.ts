@@ -36,6 +36,10 @@ class Model {
     this.k.set(to, this.k.get(from) as HostTensor);
     this.v.set(to, this.v.get(from) as HostTensor);
   }
+  truncate(s: number, length: number): void {
+    this.k.set(s, rows(this.k.get(s) as HostTensor, 2, 0, length));
+    this.v.set(s, rows(this.v.get(s) as HostTensor, 2, 0, length));
+  }
   free(s: number): void {
     this.k.delete(s);
     this.v.delete(s);
@@ -68,7 +72,7 @@ const STORES: readonly (readonly [name: string, Partial<KvCacheOptions>])[] = [
 
 for (const name of ['math', 'wasm'] as const)
   for (const [store, sizes] of STORES)
-    test(`${name}: ${store}: append, fork, free and attend`, async () => {
+    test(`${name}: ${store}: append, fork, truncate, free, add and attend`, async () => {
       const engine = await openEngine(name);
       const cache = KvCache.create(engine, { B: 2, maxSequences: 4, Hkv, D, Dv, ...sizes });
       const model = new Model();
@@ -115,6 +119,24 @@ for (const name of ['math', 'wasm'] as const)
       grow(3);
       await check(cache, model, { softcap: 3, window: 6 });
       await check(cache, model, { causal: false, alibi: r(Hq), Sq: 2 });
+      // Shorter by less than a page, by several, and from the middle of a page that a fork shares.
+      for (const [s, length] of [
+        [0, 14],
+        [2, 3],
+        [born, 9],
+      ]) {
+        cache.truncate(s, length);
+        model.truncate(s, length);
+      }
+      await check(cache, model);
+      grow(6);
+      await check(cache, model, { Sq: 2 });
+      cache.free(0);
+      model.free(0);
+      assert.equal(cache.add(), 0);
+      assert.deepEqual(cache.lengths[0], 0);
+      grow(2);
+      await check(cache, model);
       cache.dispose();
       await engine.synchronize();
       assert.equal(engine.bytesInUse, 0);
@@ -140,7 +162,13 @@ test('pages come back: when every sequence is freed the whole pool is free', asy
   const before = cache.freeRows;
   cache.append(r(3, Hkv, 1, D), r(3, Hkv, 1, D), { lengths: [0, 1, 0] });
   assert.equal(cache.freeRows, before);
-  for (const s of cache.sequences) cache.free(s);
+  const [last] = cache.sequences;
+  for (const s of cache.sequences.slice(1)) cache.free(s);
+  cache.truncate(last, 5);
+  assert.equal(cache.freeRows, full - 8);
+  cache.truncate(last, 0);
+  assert.equal(cache.freeRows, full);
+  cache.free(last);
   assert.equal(cache.freeRows, full);
   await engine.close();
 });
