@@ -33,13 +33,18 @@ export function descriptor(asm: Assembler, address: Reg<'b32'>, panelBytes = 16)
 }
 
 /**
- * A number that all lanes of a warp have alike, taken from its first lane, so that the compiler knows: what is made of it stays
- * in uniform registers, where products want their descriptors.
+ * A number from 0 to 3 that all lanes of a warp have alike, voted on bit by bit, so that the compiler knows: what is made of it
+ * stays in uniform registers, where products want their descriptors. A shuffle would say so too, but waits in the queue of
+ * shared memory.
  */
 export function uniform(asm: Assembler, value: Reg<'b32'>): Reg<'b32'> {
-  const out = asm.reg('b32');
-  asm.emit('shfl.sync.idx.b32', out.name, value.name, '0', '31', '-1');
-  return out;
+  const [low, high] = [1, 2].map((bit) => {
+    const votes = asm.reg('b32');
+    const set = asm.op('setp.ne.s32', asm.op('and.b32', value, bit), 0);
+    asm.emit('vote.sync.ballot.b32', votes.name, set.name, '-1');
+    return asm.op('and.b32', votes, bit);
+  });
+  return asm.op('or.b32', low, high);
 }
 
 /** The descriptor `bytes` further on, a multiple of 16 that stays inside the address's 18 bits. */
