@@ -108,12 +108,23 @@ const BLOCK_SECONDS = 4e-6;
 /** What a block of keys costs besides its products (waiting, row maxima, rescaling), in keys. */
 const BLOCK_KEYS = 4;
 
-function costOf(problem: Problem, { blockQ, blockK, perSm }: ForwardConfig, caps: CudaCaps): Cost {
+/** What one warp a scheduler reaches of what two do, and f32 with 16 rows a warp of what it does with 32. */
+const ONE_WARP = 0.7;
+const FEW_ROWS = 0.9;
+
+function costOf(problem: Problem, config: ForwardConfig, caps: CudaCaps): Cost {
   const { B, Hq, Sq } = problem;
-  const { padD, padDv, storage } = specOf(problem);
+  const { blockQ, blockK, warps } = config;
+  const spec = specOf(problem);
+  const { padD, padDv, storage } = spec;
   const widest = Math.max(padD, padDv);
+  const fitting = Math.floor((caps.sharedPerBlock + 1024) / (sharedBytes(spec, config) + 1024));
+  const perSm = Math.max(Math.min(config.perSm, fitting), 1);
   const rate =
-    caps.flops * (storage === 'f32' ? RATE.f32 : widest <= 64 ? RATE[64] : widest <= 128 ? RATE[128] : RATE[256]);
+    caps.flops *
+    (storage === 'f32' ? RATE.f32 : widest <= 64 ? RATE[64] : widest <= 128 ? RATE[128] : RATE[256]) *
+    (warps * perSm < 8 ? ONE_WARP : 1) *
+    (storage === 'f32' && blockQ / warps < 32 ? FEW_ROWS : 1);
   // Whole blocks are worked on, however much of them is masked or past the end.
   const keys = visitedBlocks(problem, 'q', blockQ, blockK) * (blockK + BLOCK_KEYS);
   const work = keys * blockQ * 2 * (padD + padDv);
