@@ -9,10 +9,6 @@ import { take } from './parameters.ts';
 export type Pair = readonly [Reg<'pred'>, Reg<'pred'>];
 
 export interface Dropout {
-  /** The words of keys 4 four ... 4 four + 3 for queries q and q + 8 (bit 3 of q is 0), whose halves are the queries'. */
-  draw(four: Reg<'b32'>, q: Reg<'b32'>): Reg<'b32'>[];
-  /** What turns words into ones whose halves have their sign bits set where the half's position is kept. */
-  decider(): (word: Reg<'b32'>) => Reg<'b32'>;
   /** See problem/philox.ts. */
   readonly keepScale: Reg<'f32'>;
   /** Whether each of the keys 2 pair and 2 pair + 1 of query q is kept; `head` stands in for the usual b * Hq + h. */
@@ -37,12 +33,9 @@ function product(asm: Assembler, x: Reg<'b32'>, by: number): [Reg<'b32'>, Reg<'b
   return [high, low];
 }
 
-/** Parameters of a launch that dropout reads. */
-export type DropoutParameters = ReturnType<typeof takeDropout>;
-export const takeDropout = (asm: Assembler) => take(asm, 'seed0', 'seed1', 'offset', 'threshold', 'keepScale');
-
-/** @param bh register of b * Hq + h. @param p where they have been taken already. */
-export function dropoutOf(asm: Assembler, bh: Reg<'b32'>, p: DropoutParameters = takeDropout(asm)): Dropout {
+/** @param bh register of b * Hq + h. */
+export function dropoutOf(asm: Assembler, bh: Reg<'b32'>): Dropout {
+  const p = take(asm, 'seed0', 'seed1', 'offset', 'threshold', 'keepScale');
   // The keys of all rounds depend on the seed alone.
   const keys: [Reg<'b32'>, Reg<'b32'>][] = [];
   for (let round = 0; round < PHILOX.rounds; round++) {
@@ -75,18 +68,6 @@ export function dropoutOf(asm: Assembler, bh: Reg<'b32'>, p: DropoutParameters =
   const toTop = (q: Reg<'b32'>): Reg<'b32'> => asm.op('shl.b32', asm.op('and.b32', asm.op('not.b32', q), 8), 1);
   return {
     keepScale: p.keepScale,
-    draw: (four, q) => words(four, q, bh),
-    decider() {
-      // Lower bits are compared by a subtraction that nothing borrows through; with high bits, two of three decide.
-      const low = asm.op('shr.u32', asm.op('shl.b32', p.threshold, 1), 17);
-      const both = asm.op('prmt.b32', low, low, 0x1010);
-      const small = asm.op('sub.s32', asm.op('shr.u32', p.threshold, 31), 1);
-      return (word) => {
-        const reached = asm.op('sub.s32', asm.op('or.b32', word, 0x80008000), both);
-        const either = asm.op('and.b32', asm.op('or.b32', word, reached), small);
-        return asm.op('or.b32', asm.op('and.b32', word, reached), either);
-      };
-    },
     keepPair(q, pair, head = bh) {
       const [x0, x1, x2, x3] = words(asm.op('shr.u32', pair, 1), q, head);
       const odd = isOdd(pair);

@@ -16,14 +16,12 @@ import type { Driver } from '../driver/api.ts';
 import type { Launch } from '../driver/launch.ts';
 import { encodeTensorMap } from '../driver/tensormap.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
-import { Assembler, type KernelText, type Label } from '../ptx/assembler.ts';
+import { Assembler, type KernelText } from '../ptx/assembler.ts';
 import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
-import { takeDropout } from './dropout.ts';
 import { emitCompute } from './forward_wgmma_compute.ts';
-import { drawerOf } from './forward_wgmma_draw.ts';
 import { emitLoads, emitScan } from './forward_wgmma_load.ts';
-import { BLOCK, layoutOf, SCANNERS } from './forward_wgmma_shared.ts';
+import { BLOCK, layoutOf } from './forward_wgmma_shared.ts';
 import { fill, take } from './parameters.ts';
 import { perHead } from './scores.ts';
 import { type Spec, specOf } from './spec.ts';
@@ -45,11 +43,6 @@ export const REGISTERS: Readonly<Record<number, { load: number; compute: number 
   3: { load: 32, compute: 160 },
 };
 
-/** The same for two that compute and one that draws dropout's words; with fewer the compiler draws one after the other. */
-const DRAWING = { load: 40, compute: 200, draw: 72 } as const;
-/** Where values are so wide that products need more registers than that, the three warps draw that move nothing. */
-const HELPING = { load: 72, compute: 216, draw: 0 } as const;
-
 /** Bytes of K and V that a section of heads may have, so that they stay in the L2 cache while the section is worked on. */
 const SECTION_BYTES = 32 * 2 ** 20;
 
@@ -67,8 +60,7 @@ function candidates(spec: Spec, keys: number): Rated[] {
     { groups, blockK, stages, turns },
     rate,
   ];
-  if (spec.dropout)
-    return [widest <= 64 ? tile(2, 128, 1, 4, false) : widest <= 128 ? tile(2, 128, 1) : tile(2, 64, 1)];
+  if (spec.dropout) return [widest <= 64 ? tile(3, 96, 1, 3) : widest <= 128 ? tile(2, 112, 1) : tile(2, 64, 1)];
   // Three warpgroups hide more of the softmax where its registers fit; wide rows are lost at the ends of short sequences.
   const simple = spec.mod === null || isLight(spec.mod);
   if (widest <= 64)
@@ -150,21 +142,16 @@ function costOf(problem: Problem, config: HopperForwardConfig, caps: CudaCaps): 
 export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig): KernelText {
   const spec = panelSpec(problem);
   const { groups } = config;
-  const registers = spec.dropout
-    ? Math.max(spec.padD, spec.padDv) <= 128
-      ? DRAWING
-      : HELPING
-    : { ...REGISTERS[groups], draw: 0 };
+  const registers = REGISTERS[groups];
   const asm = new Assembler({
     name: 'forward_wgmma',
     target: 'sm_90a',
-    threads: 128 * (groups + (registers.draw > 0 ? 2 : 1)),
+    threads: 128 * (groups + 1),
     blocksPerSm: 1,
   });
   const shared = layoutOf(asm, spec, config);
   const thread = asm.special('tid.x');
   const { scale, scaleLog2, Hq } = take(asm, 'scale', 'scaleLog2', 'Hq');
-  const parameters = spec.dropout ? takeDropout(asm) : null;
   asm.stage('barriers');
   const first = asm.op('setp.eq.s32', thread, 0);
   const ready = asm.label('ready');
@@ -175,13 +162,7 @@ export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig):
   asm.place(ready);
   asm.barrier();
 
-  const [compute, draw, scan, end] = ['compute', 'draw', 'scan', 'end'].map((hint) => asm.label(hint));
-  const warps = groups * 4;
-  /** What draws dropout's words in `drawers` warps, the first of which is warp `from` of the block. */
-  const drawer = (from: number, drawers: number): ((stopped: Label) => void) | null =>
-    shared.draw &&
-    parameters &&
-    drawerOf(asm, { ...config, ring: shared.draw, warps, thread, parameters, from, drawers });
+  const [compute, scan, end] = ['compute', 'scan', 'end'].map((hint) => asm.label(hint));
   asm.branch(compute, asm.op('setp.ge.s32', thread, 128));
   asm.stage('the warpgroup that moves data');
   setRegisters(asm, 'dec', registers.load);
@@ -190,36 +171,19 @@ export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig):
   emitLoads(asm, spec, config, shared, Hq);
   asm.branch(end);
   asm.place(scan);
-  const helper = registers.draw > 0 ? null : drawer(1, SCANNERS);
   if (shared.scans) {
     const { v, scanned, found } = shared;
     const buffers = { ...v, stride: v.bytes, stages: config.stages, noteBytes: BLOCK.bytes };
     const ring = { ...buffers, scanned, found, ahead: groups === 3 ? 2 : 4, clears: true };
-    emitScan(asm, spec.storage as 'f16' | 'bf16', ring, thread, helper);
-  } else if (helper !== null) forever(asm, () => helper(end));
+    emitScan(asm, spec.storage as 'f16' | 'bf16', ring, thread);
+  }
   asm.branch(end);
   asm.place(compute);
-  if (registers.draw > 0) asm.branch(draw, asm.op('setp.ge.s32', thread, 128 * (groups + 1)));
   asm.stage('the warpgroups that compute');
   setRegisters(asm, 'inc', registers.compute);
-  emitCompute(asm, spec, config, shared, { thread, scale, scaleLog2, keepScale: parameters?.keepScale ?? null });
-  asm.branch(end);
-  asm.place(draw);
-  if (registers.draw > 0) {
-    asm.stage('the warpgroup that draws');
-    setRegisters(asm, 'dec', registers.draw);
-    const next = drawer(4 * (groups + 1), 4);
-    if (next !== null) forever(asm, () => next(end));
-  }
+  emitCompute(asm, spec, config, shared, { thread, scale, scaleLog2, Hq });
   asm.place(end);
   return asm.finish();
-}
-
-function forever(asm: Assembler, body: () => void): void {
-  const again = asm.label('again');
-  asm.place(again);
-  body();
-  asm.branch(again);
 }
 
 function launch({

@@ -14,13 +14,13 @@ import type { Reg } from '../ptx/registers.ts';
 import { shuffleXor } from '../ptx/tensor.ts';
 import { advance, descriptor, PANEL_BYTES, wgmma, wgmmaCommit, wgmmaFence, wgmmaWait } from '../ptx/wgmma.ts';
 import { ceilingOf } from './ceiling.ts';
+import { dropoutOf } from './dropout.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
-import { dropPacked } from './forward_wgmma_draw.ts';
 import { addLine } from './forward_wgmma_line.ts';
 import { slot } from './forward_wgmma_load.ts';
 import { rescue } from './forward_wgmma_rescue.ts';
 import { rowsOf, topsOf } from './forward_wgmma_rows.ts';
-import { BLOCK, DRAW, FIRST, FOUND_BYTES, LAST, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
+import { BLOCK, FIRST, FOUND_BYTES, LAST, SCANNERS, type SharedLayout, TILE } from './forward_wgmma_shared.ts';
 import { storeWide } from './forward_wgmma_store.ts';
 import { lanesOf, packPair, type Tile } from './fragments.ts';
 import { strided } from './loader.ts';
@@ -37,8 +37,7 @@ export interface ComputeInputs {
   readonly thread: Reg<'b32'>;
   readonly scale: Reg<'f32'>;
   readonly scaleLog2: Reg<'f32'>;
-  /** With dropout. */
-  readonly keepScale: Reg<'f32'> | null;
+  readonly Hq: Reg<'b32'>;
 }
 
 export function emitCompute(
@@ -104,8 +103,8 @@ export function emitCompute(
   const place: Place = { b, lenQ, lenK, qStart: zero, kStart: zero, sides };
   const ceiling = storage === 'bf16' ? ceilingOf(spec.mod) : null;
   const rows = rowsOf(asm, ceiling);
-  const { keepScale } = inputs;
-  const atDraw = cursorOf(asm, DRAW.stages, 0);
+  const bh = asm.reg('b32');
+  const dropout = spec.dropout ? dropoutOf(asm, bh) : null;
   /** Parts of the modifier that change with the tile alone. */
   const fixed = new Map<Expr, Reg>(perHead(spec.mod).map((e) => [e, asm.reg(e.type === 'f32' ? 'f32' : 'b32')]));
   const readNote = (to: Reg<'b32'>, note: Reg<'b32'>, offset: number): void =>
@@ -159,6 +158,7 @@ export function emitCompute(
       if (r.type === 'f32') asm.set(r as Reg<'f32'>, 'mov.f32', value as Reg<'f32'>);
       else asm.set(r as Reg<'b32'>, 'mov.b32', value as Reg<'b32'>);
     }
+    if (dropout !== null) asm.set(bh, 'mad.lo.s32', b, inputs.Hq, h);
     asm.place(known);
   };
   const stageOf = (desc: Reg<'b64'>, stage: Reg<'b32'>, bytes: number): Reg<'b64'> =>
@@ -249,23 +249,6 @@ export function emitCompute(
     asm.place(full);
     return { tiles, toLog2 };
   };
-  /** Dropout's words about this thread's places of the block, drawn by other warps. */
-  const takeDrawn = (): Reg<'b32'>[] => {
-    if (shared.draw === null) return [];
-    const { data, bytes, full, empty } = shared.draw;
-    waitParity(asm, slot(asm, full, atDraw, BARRIER_BYTES), atDraw.parity);
-    const own = asm.op('mad.lo.s32', asm.op('sub.s32', inputs.thread, 128), 4, slot(asm, data, atDraw, bytes));
-    const at = asm.op(
-      'add.s32',
-      own,
-      asm.op('mul.lo.s32', asm.op('shr.u32', asm.op('sub.s32', inputs.thread, 128), 5), 128),
-    );
-    const words = [0, 128].map((offset) => asm.load('shared', 'b32', at, offset));
-    asm.emit('bar.warp.sync', '-1');
-    release(slot(asm, empty, atDraw, BARRIER_BYTES));
-    atDraw.advance();
-    return words;
-  };
   /** Probabilities of the block, in `p`. `settle` brings `acc` to where it may be scaled. */
   const softmax = (settle: () => void): void => {
     const { tiles, toLog2 } = scored();
@@ -274,13 +257,22 @@ export function emitCompute(
     const tops = topsOf(asm, tiles, toLog2, lifts);
     settle();
     rows.raise(tops, acc);
-    const drawn = takeDrawn();
     const powers = rows.powers(tiles, toLog2, lifts);
+    if (dropout !== null) {
+      asm.stage('dropout');
+      const columns = columnPositions(asm, kv0, lanes.t, blockK / 8);
+      for (let n = 0; n < powers.length; n += 2)
+        dropout.keepOctets(qPositions[0], columns[2 * n]).forEach((kept, octet) => {
+          const tile = powers[n + octet];
+          kept.flat().forEach((keep, e) => {
+            tile[e] = asm.op('selp.f32', tile[e], 0, keep);
+          });
+        });
+    }
     powers.forEach((tile, n) => {
       for (const r of [0, 1]) {
         const packed = packPair(asm, storage, tile[2 * r], tile[2 * r + 1]);
-        const kept = drawn.length === 0 ? packed : dropPacked(asm, packed, drawn, 2 * n + r, blockK / 16);
-        asm.set(p[2 * n + r], 'mov.b32', kept);
+        asm.set(p[2 * n + r], 'mov.b32', packed);
       }
     });
     asm.set(held.kv0, 'mov.b32', kv0);
@@ -335,7 +327,7 @@ export function emitCompute(
       const empty = asm.op('setp.eq.f32', all, 0);
       const most = ceiling === null ? top[r] : asm.op('selp.f32', Number.NEGATIVE_INFINITY, ceiling, empty);
       const { scale, value } = finishRow(asm, most, all, logit, 'rcp.approx.ftz.f32');
-      const factor = keepScale === null ? scale : asm.op('mul.f32', scale, keepScale);
+      const factor = dropout === null ? scale : asm.op('mul.f32', scale, dropout.keepScale);
       acc.forEach((x, i) => {
         if (((i >> 1) & 1) === r) asm.set(x, 'mul.f32', x, factor);
       });

@@ -1,5 +1,5 @@
 /** The data-moving warpgroup of the Hopper forward: one thread queues copies, three warps look for NaN and infinity. */
-import type { Assembler, Label } from '../ptx/assembler.ts';
+import type { Assembler } from '../ptx/assembler.ts';
 import {
   arrive,
   arriveExpecting,
@@ -18,7 +18,6 @@ import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
 import {
   BLOCK,
-  DRAW,
   FIRST,
   FOUND_BYTES,
   LAST,
@@ -103,17 +102,6 @@ export function emitLoads(
   const { q, k, v } = shared;
   const [atQ, atK, atV] = [cursorOf(asm, q.buffers, 1), cursorOf(asm, stages, 1), cursorOf(asm, stages, 1)];
 
-  const atDraw = cursorOf(asm, DRAW.stages, 1);
-  /** Says for which block dropout's words are to be drawn. */
-  const noteDraw = (kv0: Reg<'b32'>, q0: Reg<'b32'>, bh: Reg<'b32'>): void => {
-    if (shared.draw === null) return;
-    const { empty, note, noted } = shared.draw;
-    waitParity(asm, slot(asm, empty, atDraw, BARRIER_BYTES), atDraw.parity);
-    asm.storeVector('shared', 'b32', slot(asm, note, atDraw, DRAW.bytes), [kv0, q0, bh, bh]);
-    arrive(asm, slot(asm, noted, atDraw, BARRIER_BYTES));
-    atDraw.advance();
-  };
-
   const copyRows = (
     ring: Ring,
     at: Cursor,
@@ -144,7 +132,6 @@ export function emitLoads(
   asm.stage('which queries');
   const { block, b, h } = tileAt(asm, tile, { section, blocks, heads, reverse: p.reverse, perBatch: Hq });
   const hkv = spec.group === 1 ? h : asm.op('div.u32', h, spec.group);
-  const bh = asm.op('mad.lo.s32', b, Hq, h);
   const q0 = asm.op('mul.lo.s32', block, blockQ);
   let [qStart, lenQ, kStart, lenK]: Reg<'b32'>[] = [];
   if (dense !== null) [qStart, lenQ, kStart, lenK] = [dense.zero, dense.Sq, dense.zero, dense.Sk];
@@ -227,8 +214,6 @@ export function emitLoads(
   const last = asm.op('and.pred', lastBlock, lastRun);
   const first = asm.op('setp.eq.s32', pending, STOP);
   const ends = asm.op('or.b32', asm.op('selp.b32', LAST, 0, last), asm.op('selp.b32', FIRST, 0, first));
-  // Before the buffer is free: drawing takes longer than a copy.
-  noteDraw(kv0, q0, bh);
   waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
   const note = slot(asm, k.note, atK, BLOCK.bytes);
   asm.storeVector('shared', 'b32', note, [kv0, edge, ends, tileNote]);
@@ -252,7 +237,6 @@ export function emitLoads(
   asm.stage('no more work');
   waitParity(asm, slot(asm, k.empty, atK, BARRIER_BYTES), atK.parity);
   const end = asm.constant('b32', STOP);
-  noteDraw(end, end, end);
   asm.store('shared', 'b32', slot(asm, k.note, atK, BLOCK.bytes), end, BLOCK.kv0);
   arrive(asm, slot(asm, k.full, atK, BARRIER_BYTES));
   if (shared.scans) {
@@ -312,13 +296,7 @@ export interface Scanned {
  * Three warps: rows of edge blocks with NaN or infinity are found, and cleared, before a product that multiplies them by
  * zeros, because 0 * NaN is NaN. `found` tells the readers, who know where such a row does belong.
  */
-export function emitScan(
-  asm: Assembler,
-  storage: 'f16' | 'bf16',
-  ring: Scanned,
-  thread: Reg<'b32'>,
-  before: ((stopped: Label) => void) | null = null,
-): void {
+export function emitScan(asm: Assembler, storage: 'f16' | 'bf16', ring: Scanned, thread: Reg<'b32'>): void {
   const { stages, scanned, found } = ring;
   const at = cursorOf(asm, stages, 0);
   const lane = asm.op('and.b32', thread, 31);
@@ -330,7 +308,6 @@ export function emitScan(
   const clean = asm.label('clean');
   const end = asm.label('scannedAll');
   asm.place(loop);
-  before?.(end);
   waitParity(asm, slot(asm, ring.full, at, BARRIER_BYTES), at.parity);
   const note = slot(asm, ring.note, at, ring.noteBytes);
   asm.branch(end, asm.op('setp.eq.s32', asm.load('shared', 'b32', note, BLOCK.kv0), STOP));

@@ -35,22 +35,6 @@ export interface Ring {
   readonly buffers: number;
 }
 
-/**
- * Dropout's words, drawn ahead. A block's note is three words and a spare one: first key, first query of the tile, and
- * b * Hq + h; a warp's words are [2][32 lanes].
- */
-export const DRAW = { stages: 4, bytes: 16, warpBytes: 256 } as const;
-
-/** `noted` when a block's note is written, `full` when every warp's words are, `empty` when they were read. */
-export interface DrawRing {
-  readonly data: Reg<'b32'>;
-  readonly bytes: number;
-  readonly note: Reg<'b32'>;
-  readonly noted: Reg<'b32'>;
-  readonly full: Reg<'b32'>;
-  readonly empty: Reg<'b32'>;
-}
-
 export interface SharedLayout {
   readonly q: Ring;
   readonly k: Ring;
@@ -61,7 +45,6 @@ export interface SharedLayout {
   readonly scanned: Reg<'b32'>;
   /** By buffer, a word for each scanner: not zero when it found and cleared something. */
   readonly found: Reg<'b32'>;
-  readonly draw: DrawRing | null;
   readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
 }
 
@@ -83,8 +66,7 @@ export function layoutOf(asm: Assembler, spec: Spec, { groups, blockK, stages }:
     bytesOf(blockK, spec.padDv),
   ];
   // The next tile's queries arrive during this one where there is room.
-  const drawBytes = spec.dropout ? DRAW.stages * (warps * DRAW.warpBytes + 64) : 0;
-  const rest = stages * (kBytes + vBytes) + drawBytes + 1024;
+  const rest = stages * (kBytes + vBytes) + 1024;
   const buffersQ = rest + 2 * qBytes <= SHARED_BYTES ? 2 : 1;
   const data = {
     q: place('q', qBytes * buffersQ, 1024),
@@ -104,17 +86,7 @@ export function layoutOf(asm: Assembler, spec: Spec, { groups, blockK, stages }:
   const v = around('v', vBytes, stages, BLOCK.bytes * stages);
   const scanned = place('v scanned', BARRIER_BYTES * stages, 8);
   const found = place('v found', FOUND_BYTES * stages, 16);
-  const draw = spec.dropout
-    ? {
-        bytes: warps * DRAW.warpBytes,
-        data: place('draw', DRAW.stages * warps * DRAW.warpBytes, 16),
-        note: place('draw note', DRAW.stages * DRAW.bytes, 16),
-        noted: place('draw noted', DRAW.stages * BARRIER_BYTES, 8),
-        full: place('draw full', DRAW.stages * BARRIER_BYTES, 8),
-        empty: place('draw empty', DRAW.stages * BARRIER_BYTES, 8),
-      }
-    : null;
-  const offsets = Array.from({ length: Math.max(stages, DRAW.stages) }, (_, i) => i * BARRIER_BYTES);
+  const offsets = Array.from({ length: Math.max(stages, 2) }, (_, i) => i * BARRIER_BYTES);
   const ofStages = offsets.slice(0, stages);
   return {
     q,
@@ -123,7 +95,6 @@ export function layoutOf(asm: Assembler, spec: Spec, { groups, blockK, stages }:
     scans,
     scanned,
     found,
-    draw,
     barriers: [
       { address: q.full, offsets: offsets.slice(0, buffersQ), count: 1 },
       { address: q.empty, offsets: offsets.slice(0, buffersQ), count: warps },
@@ -132,13 +103,6 @@ export function layoutOf(asm: Assembler, spec: Spec, { groups, blockK, stages }:
       { address: v.full, offsets: ofStages, count: 1 },
       { address: v.empty, offsets: ofStages, count: warps + (scans ? SCANNERS : 0) },
       { address: scanned, offsets: ofStages, count: SCANNERS },
-      ...(draw === null
-        ? []
-        : [
-            { address: draw.noted, offsets: offsets.slice(0, DRAW.stages), count: 1 },
-            { address: draw.full, offsets: offsets.slice(0, DRAW.stages), count: warps },
-            { address: draw.empty, offsets: offsets.slice(0, DRAW.stages), count: warps },
-          ]),
     ],
   };
 }
