@@ -1,8 +1,8 @@
 /**
  * The computing warpgroups of the Hopper forward. Each owns 64 queries of the tile; a thread holds the same places of every
  * 16x8 tile as in forward_mma. In a step the products S = Q K^T of this block and O += P V of the block before are queued
- * together, and the softmax of S runs while the second is still in flight. The warpgroups take turns at queueing, so that
- * one's softmax also overlaps the others' products.
+ * together: maxima of S are found while the second is still in flight, its powers once O is there to be scaled with them. The
+ * warpgroups are at different places, so that one's softmax overlaps the others' products; most tiles make them take turns.
  */
 import { LOG2E } from '../../../core/math.ts';
 import type { Expr } from '../../../mods/expr.ts';
