@@ -75,32 +75,28 @@ fn row_at(q: i32) -> vec2<f32> {
   return rows[lseBase + u32(q) * P.lse_s];
 }
 fn ld8_k(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_k + row * P.k_s;
-  return select(vec4<u32>(0u), k[(at >> 3u) + part], inside);
+  return k[(at >> 3u) + part];
 }
 fn ld8_q(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenQ) && part_ < 2u;
   let row = min(row_, u32(atLenQ) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_q + row * P.q_s;
-  return select(vec4<u32>(0u), q[(at >> 3u) + part], inside);
+  return q[(at >> 3u) + part];
 }
 fn ld8_dOut(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenQ) && part_ < 2u;
   let row = min(row_, u32(atLenQ) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_dOut + row * P.out_s;
-  return select(vec4<u32>(0u), dOut[(at >> 3u) + part], inside);
+  return dOut[(at >> 3u) + part];
 }
 fn ld8_v(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_v + row * P.v_s;
-  return select(vec4<u32>(0u), v[(at >> 3u) + part], inside);
+  return v[(at >> 3u) + part];
 }
 fn tw_to_f16(x: f32) -> u32 {
   let u = bitcast<u32>(x);
@@ -236,7 +232,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       var stat: vec2<f32>;
       sr_0 = ld8_q(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
       tr_0 = ld8_dOut(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
-      stat = row_at(i32(next * 16u + min(tid, 15u)));
+      stat = rows[lseBase + min(next * 16u + min(tid, 15u), lenQ - 1u) * P.lse_s];
       for (;;) {
         let q0 = next * 16u;
         let partial = nextPartial;
@@ -289,7 +285,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         sr_0 = ld8_q(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
         tr_0 = ld8_dOut(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
-        stat = row_at(i32(next * 16u + min(tid, 15u)));
+        stat = rows[lseBase + min(next * 16u + min(tid, 15u), lenQ - 1u) * P.lse_s];
         workgroupBarrier(); // the staged rows are visible
         {
           var sm_0_0 = subgroup_matrix_result<f32, 16, 16>();
@@ -320,12 +316,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let delta_1 = vec4<f32>(w.deltas[part + 8u + 0u], w.deltas[part + 8u + 1u], w.deltas[part + 8u + 2u], w.deltas[part + 8u + 3u]);
         s_0_0 = exp2(s_0_0 * P.scaleLog2 - lse_0);
         s_0_1 = exp2(s_0_1 * P.scaleLog2 - lse_1);
-        if (partial) {
+        if (partial || q0 + 16u > lenQ) {
           s_0_0 = select(vec4<f32>(0.0), s_0_0, (inside4(qc_0, i32(k0 + own_0)) & mask4(qc_0, i32(k0 + own_0))));
           s_0_1 = select(vec4<f32>(0.0), s_0_1, (inside4(qc_1, i32(k0 + own_0)) & mask4(qc_1, i32(k0 + own_0))));
-        } else if (q0 + 16u > lenQ) {
-          s_0_0 = select(vec4<f32>(0.0), s_0_0, inside4(qc_0, i32(k0 + own_0)));
-          s_0_1 = select(vec4<f32>(0.0), s_0_1, inside4(qc_1, i32(k0 + own_0)));
         }
         {
           t_0_0 = select(vec4<f32>(0.0), s_0_0 * (t_0_0 - delta_0), s_0_0 != vec4<f32>(0.0));

@@ -71,32 +71,28 @@ fn row_at(q: i32) -> vec2<f32> {
   return rows[lseBase + u32(q) * P.lse_s];
 }
 fn ld8_q(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenQ) && part_ < 2u;
   let row = min(row_, u32(atLenQ) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_q + row * P.q_s;
-  return select(vec4<u32>(0u), q[(at >> 3u) + part], inside);
+  return q[(at >> 3u) + part];
 }
 fn ld8_k(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_k + row * P.k_s;
-  return select(vec4<u32>(0u), k[(at >> 3u) + part], inside);
+  return k[(at >> 3u) + part];
 }
 fn ld8_v(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_v + row * P.v_s;
-  return select(vec4<u32>(0u), v[(at >> 3u) + part], inside);
+  return v[(at >> 3u) + part];
 }
 fn ld8_dOut(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenQ) && part_ < 2u;
   let row = min(row_, u32(atLenQ) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_dOut + row * P.out_s;
-  return select(vec4<u32>(0u), dOut[(at >> 3u) + part], inside);
+  return dOut[(at >> 3u) + part];
 }
 fn tw_to_f16(x: f32) -> u32 {
   let u = bitcast<u32>(x);
@@ -125,7 +121,6 @@ struct Memory {
 @align(16) shares: array<f16, 1536>,
 @align(16) stagedS: array<f16, 384>,
 @align(16) stagedT: array<f16, 384>,
-@align(16) poison: atomic<u32>,
 }
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) subgroupSize: u32, @builtin(subgroup_invocation_id) lane: u32) {
@@ -230,6 +225,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       let k0 = next * 16u;
       let partial = nextPartial;
       workgroupBarrier(); // the staged rows' last readers are done
+      {
+        let odd = ((sr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u);
+        sr_0 &= ~(odd >> vec4<u32>(5u));
+      }
       if (tid < 32u) {
         let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
         let h_0 = bitcast<vec2<f16>>(sr_0[0]);
@@ -260,7 +259,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         w.stagedT[at + 6u] = h_3.x;
         w.stagedT[at + 7u] = h_3.y;
       }
-      if (nextPartial && any(((((sr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u))) != vec4<u32>(0u))) { atomicStore(&w.poison, 1u); }
       next++;
       if (next >= runEnd) {
         run++;
@@ -298,12 +296,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       var t_0_1 = vec4<f32>(w.second[cell_0 + 8u], w.second[cell_0 + 9u], w.second[cell_0 + 10u], w.second[cell_0 + 11u]);
       s_0_0 = exp2(s_0_0 * P.scaleLog2 - vec4<f32>(lse_0));
       s_0_1 = exp2(s_0_1 * P.scaleLog2 - vec4<f32>(lse_0));
-      if (partial) {
+      if (partial || k0 + 16u > lenK) {
         s_0_0 = select(vec4<f32>(0.0), s_0_0, (inside4(q_0, i32(k0 + 4u * c + 0u)) & mask4(q_0, i32(k0 + 4u * c + 0u))));
         s_0_1 = select(vec4<f32>(0.0), s_0_1, (inside4(q_0, i32(k0 + 4u * c + 8u)) & mask4(q_0, i32(k0 + 4u * c + 8u))));
-      } else if (k0 + 16u > lenK) {
-        s_0_0 = select(vec4<f32>(0.0), s_0_0, inside4(q_0, i32(k0 + 4u * c + 0u)));
-        s_0_1 = select(vec4<f32>(0.0), s_0_1, inside4(q_0, i32(k0 + 4u * c + 8u)));
       }
       {
         t_0_0 = select(vec4<f32>(0.0), s_0_0 * (t_0_0 - delta_0), s_0_0 != vec4<f32>(0.0));
@@ -326,44 +321,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         w.shares[half_0 + 11u] = h[3];
       }
       workgroupBarrier(); // probabilities and score gradients are visible
-      var hurt = false;
-      if (partial) { hurt = workgroupUniformLoad(&w.poison) != 0u; }
-      if (hurt) {
-        subgroupMatrixStore<row_major>(&w.scores, sub * 384u + 0u, ds_0_0, 24u);
-        workgroupBarrier(); // the sums are visible to the lanes that own their rows
-        {
-          var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_0 * 24u + j]);
-            let at = j * 24u + min(0u + part + 0u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.stagedS[at + 0u]), f32(w.stagedS[at + 1u]), f32(w.stagedS[at + 2u]), f32(w.stagedS[at + 3u])), x); }
-          }
-          w.scores[cell_0 + 0u] = x[0];
-          w.scores[cell_0 + 1u] = x[1];
-          w.scores[cell_0 + 2u] = x[2];
-          w.scores[cell_0 + 3u] = x[3];
-        }
-        {
-          var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_0 * 24u + j]);
-            let at = j * 24u + min(0u + part + 8u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.stagedS[at + 0u]), f32(w.stagedS[at + 1u]), f32(w.stagedS[at + 2u]), f32(w.stagedS[at + 3u])), x); }
-          }
-          w.scores[cell_0 + 8u] = x[0];
-          w.scores[cell_0 + 9u] = x[1];
-          w.scores[cell_0 + 10u] = x[2];
-          w.scores[cell_0 + 11u] = x[3];
-        }
-        workgroupBarrier(); // lanes are done with their rows
-        ds_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 384u + 0u, 24u);
-        workgroupBarrier(); // and so are the matrices
-      } else {
-        {
-          let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 384u + 0u, 24u);
-          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.stagedS, 0u, 24u);
-          ds_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, ds_0_0);
-        }
+      {
+        let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 384u + 0u, 24u);
+        let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.stagedS, 0u, 24u);
+        ds_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, ds_0_0);
       }
       if (!more) { break; }
     }

@@ -64,25 +64,22 @@ fn mask4(q: i32, kv: i32) -> vec4<bool> {
 }
 fn inside4(q: i32, kv: i32) -> vec4<bool> { return vec4<i32>(kv) + vec4<i32>(0, 1, 2, 3) < vec4<i32>(atLenK); }
 fn ld8_q(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenQ) && part_ < 2u;
   let row = min(row_, u32(atLenQ) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_q + row * P.q_s;
-  return select(vec4<u32>(0u), q[(at >> 3u) + part], inside);
+  return q[(at >> 3u) + part];
 }
 fn ld8_k(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_k + row * P.k_s;
-  return select(vec4<u32>(0u), k[(at >> 3u) + part], inside);
+  return k[(at >> 3u) + part];
 }
 fn ld8_v(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < u32(atLenK) && part_ < 2u;
   let row = min(row_, u32(atLenK) - 1u);
-  let part = min(part_, 1u);
+  let part = part_;
   let at = base_v + row * P.v_s;
-  return select(vec4<u32>(0u), v[(at >> 3u) + part], inside);
+  return v[(at >> 3u) + part];
 }
 fn tw_to_f16(x: f32) -> u32 {
   let u = bitcast<u32>(x);
@@ -105,13 +102,26 @@ fn st_out(row: u32, quad: u32, x: vec4<f32>) {
   let at = base_out + row * P.out_s;
   out[(at >> 2u) + quad] = vec2<u32>(tw_to_f16(x.x) | (tw_to_f16(x.y) << 16u), tw_to_f16(x.z) | (tw_to_f16(x.w) << 16u));
 }
+fn strays(q: i32, quad: u32) -> vec4<f32> {
+  var sum = vec4<f32>(0.0);
+  for (var kv = 0; kv < atLenK; kv++) {
+    let eight = ld8_v(u32(kv), quad / 2u);
+    let four = select(eight.xy, eight.zw, quad % 2u == 1u);
+    let odd = ((four & vec2<u32>(0x7fff7fffu)) + vec2<u32>(0x04000400u)) & vec2<u32>(0x80008000u);
+    if (any(odd != vec2<u32>(0u)) && mask1(0.0, atB, atH, min(q, atLenQ - 1), kv, atLenQ, atLenK)) {
+      let kept = four & ((odd >> vec2<u32>(15u)) * 0xffffu);
+      sum += vec4<f32>(vec4<f16>(bitcast<vec2<f16>>(kept.x), bitcast<vec2<f16>>(kept.y)));
+    }
+  }
+  return sum;
+}
 struct Memory {
 @align(16) scores: array<f32, 3072>,
 @align(16) shares: array<f16, 3072>,
 @align(16) keys: array<f16, 384>,
 @align(16) values: array<f16, 384>,
 @align(16) grown: atomic<u32>,
-@align(16) poison: atomic<u32>,
+@align(16) stray: atomic<u32>,
 }
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) subgroupSize: u32, @builtin(subgroup_invocation_id) lane: u32) {
@@ -205,6 +215,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (more) {
     var block = next;
     var partial = nextPartial;
+    var seen = 0u;
     var kr_0: vec4<u32>;
     var vr_0: vec4<u32>;
     kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
@@ -252,6 +263,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, s_0_0, 24u);
       subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, s_1_0, 24u);
       workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
+      {
+        let odd = ((vr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u);
+        vr_0 &= ~(odd >> vec4<u32>(5u));
+        seen |= (odd.x | odd.y) | (odd.z | odd.w);
+      }
       if (tid < 32u) {
         let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
         let h_0 = bitcast<vec2<f16>>(vr_0[0]);
@@ -282,10 +298,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         w.keys[at + 6u] = h_3.x;
         w.keys[at + 7u] = h_3.y;
       }
-      if (partial) {
-        let odd = any(((((vr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u))) != vec4<u32>(0u));
-        if (odd) { atomicStore(&w.poison, 1u); }
-      }
       var x_0_0 = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
       var x_0_1 = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
       var x_1_0 = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
@@ -294,16 +306,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       x_0_1 = x_0_1 * P.scaleLog2;
       x_1_0 = x_1_0 * P.scaleLog2;
       x_1_1 = x_1_1 * P.scaleLog2;
-      if (partial) {
+      if (partial || k0 + 16u > lenK) {
         x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, (inside4(i32(q0 + own_0), i32(k0 + part + 0u)) & mask4(i32(q0 + own_0), i32(k0 + part + 0u))));
         x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, (inside4(i32(q0 + own_0), i32(k0 + part + 8u)) & mask4(i32(q0 + own_0), i32(k0 + part + 8u))));
         x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, (inside4(i32(q0 + own_1), i32(k0 + part + 0u)) & mask4(i32(q0 + own_1), i32(k0 + part + 0u))));
         x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, (inside4(i32(q0 + own_1), i32(k0 + part + 8u)) & mask4(i32(q0 + own_1), i32(k0 + part + 8u))));
-      } else if (k0 + 16u > lenK) {
-        x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, inside4(i32(q0 + own_0), i32(k0 + part + 0u)));
-        x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, inside4(i32(q0 + own_0), i32(k0 + part + 8u)));
-        x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, inside4(i32(q0 + own_1), i32(k0 + part + 0u)));
-        x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, inside4(i32(q0 + own_1), i32(k0 + part + 8u)));
       }
       let w_0 = max(x_0_0, x_0_1);
       var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
@@ -417,77 +424,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 384u, 24u);
         workgroupBarrier(); // and so are the matrices
       }
-      var hurt = false;
-      if (partial) { hurt = workgroupUniformLoad(&w.poison) != 0u; }
-      if (hurt) {
-        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, o_0_0, 24u);
-        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, o_1_0, 24u);
-        workgroupBarrier(); // the sums are visible to the lanes that own their rows
-        {
-          var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_0 * 24u + j]);
-            let at = j * 24u + min(0u + part + 0u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
-          }
-          w.scores[cell_0 + 0u] = x[0];
-          w.scores[cell_0 + 1u] = x[1];
-          w.scores[cell_0 + 2u] = x[2];
-          w.scores[cell_0 + 3u] = x[3];
-        }
-        {
-          var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_0 * 24u + j]);
-            let at = j * 24u + min(0u + part + 8u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
-          }
-          w.scores[cell_0 + 8u] = x[0];
-          w.scores[cell_0 + 9u] = x[1];
-          w.scores[cell_0 + 10u] = x[2];
-          w.scores[cell_0 + 11u] = x[3];
-        }
-        {
-          var x = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_1 * 24u + j]);
-            let at = j * 24u + min(0u + part + 0u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
-          }
-          w.scores[cell_1 + 0u] = x[0];
-          w.scores[cell_1 + 1u] = x[1];
-          w.scores[cell_1 + 2u] = x[2];
-          w.scores[cell_1 + 3u] = x[3];
-        }
-        {
-          var x = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
-          for (var j = 0u; j < 16u; j++) {
-            let p = f32(w.shares[own_1 * 24u + j]);
-            let at = j * 24u + min(0u + part + 8u, 12u);
-            if (p != 0.0) { x = fma(vec4<f32>(p), vec4<f32>(f32(w.values[at + 0u]), f32(w.values[at + 1u]), f32(w.values[at + 2u]), f32(w.values[at + 3u])), x); }
-          }
-          w.scores[cell_1 + 8u] = x[0];
-          w.scores[cell_1 + 9u] = x[1];
-          w.scores[cell_1 + 10u] = x[2];
-          w.scores[cell_1 + 11u] = x[3];
-        }
-        workgroupBarrier(); // lanes are done with their rows
-        o_0_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 0u, 24u);
-        o_1_0 = subgroupMatrixLoad<subgroup_matrix_result<f32, 16, 16>, row_major>(&w.scores, sub * 768u + 384u, 24u);
-        workgroupBarrier(); // and so are the matrices
-      } else {
-        {
-          let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 0u, 24u);
-          let a_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 384u, 24u);
-          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.values, 0u, 24u);
-          o_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, o_0_0);
-          o_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, o_1_0);
-        }
+      {
+        let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 0u, 24u);
+        let a_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 384u, 24u);
+        let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.values, 0u, 24u);
+        o_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, o_0_0);
+        o_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, o_1_0);
       }
       if (last) { break; }
       block = following;
       partial = followingPartial;
     }
+    if (seen != 0u) { atomicStore(&w.stray, 1u); }
   }
   l_0 = l_0 + subgroupShuffleXor(l_0, 1u);
   let attended_0 = m_0 > -1.0e30;
@@ -509,18 +457,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   workgroupBarrier(); // the sums are visible to the lanes that own their rows
   {
     var x = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+    if (atomicLoad(&w.stray) != 0u) { x += strays(i32(q0 + own_0), (0u + part + 0u) / 4u); }
     st_out(q0 + own_0, (0u + part + 0u) / 4u, select(vec4<f32>(0.0), x * share_0, attended_0));
   }
   {
     var x = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+    if (atomicLoad(&w.stray) != 0u) { x += strays(i32(q0 + own_0), (0u + part + 8u) / 4u); }
     st_out(q0 + own_0, (0u + part + 8u) / 4u, select(vec4<f32>(0.0), x * share_0, attended_0));
   }
   {
     var x = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+    if (atomicLoad(&w.stray) != 0u) { x += strays(i32(q0 + own_1), (0u + part + 0u) / 4u); }
     st_out(q0 + own_1, (0u + part + 0u) / 4u, select(vec4<f32>(0.0), x * share_1, attended_1));
   }
   {
     var x = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+    if (atomicLoad(&w.stray) != 0u) { x += strays(i32(q0 + own_1), (0u + part + 8u) / 4u); }
     st_out(q0 + own_1, (0u + part + 8u) / 4u, select(vec4<f32>(0.0), x * share_1, attended_1));
   }
   workgroupBarrier(); // lanes are done with their rows

@@ -27,7 +27,6 @@ import {
   type WebGpuKernel,
 } from './kernel.ts';
 import {
-  carefulQuad,
   colsOf,
   copyRows,
   declareHalves,
@@ -38,7 +37,6 @@ import {
   halfStride,
   load,
   type MatrixTile,
-  nonFinite,
   padded,
   placeOf,
   product,
@@ -53,12 +51,13 @@ import {
   shareAt,
   stepsOf,
   store,
+  tame,
   threadsOf,
   turnsOf,
   visitSums,
   zeros,
 } from './matrix.ts';
-import { declareStore, type RowTensor, setBase } from './rows.ts';
+import { declareStore, type RowTensor, setBase, widthOf } from './rows.ts';
 import { refuseSides, sidePasses } from './sides.ts';
 import { type Sliced, sliced } from './slices.ts';
 import { busyShare, tile } from './tiles.ts';
@@ -248,7 +247,8 @@ function emit(problem: Problem, t: BackwardMatrixConfig, by: 'q' | 'kv', want: W
 
   for (const extension of ['f16', 'subgroups', 'chromium_experimental_subgroup_matrix']) m.enable(extension);
   declareGradients(m, problem, columns);
-  const halves = (side: Side, x: RowTensor): string => declareHalves(m, problem, x, side.limit);
+  const halves = (side: Side, x: RowTensor): string =>
+    declareHalves(m, problem, x, side.limit, padded(t, widthOf(problem, x.family)));
   const [loadRowS, loadColS, loadColT] = [halves(R, R.s), halves(C, C.s), halves(C, C.t)];
   const loadRowT = want.ds ? halves(R, R.t) : '';
   const sums = [
@@ -257,7 +257,6 @@ function emit(problem: Problem, t: BackwardMatrixConfig, by: 'q' | 'kv', want: W
   ].map((sum) => ({ ...sum, blocks: sum.width / edge, put: declareStore(m, problem, sum.to, R.limit) }));
   const apart = want.ds && !turns;
   const both = want.p && want.ds;
-  const poison = by === 'q' && problem.mask !== null ? 'w.poison' : null;
   declareMemory(m, {
     scores: `array<f32, ${rows * scoreStride(t)}>`,
     ...(apart ? { second: `array<f32, ${rows * scoreStride(t)}>` } : {}),
@@ -266,7 +265,6 @@ function emit(problem: Problem, t: BackwardMatrixConfig, by: 'q' | 'kv', want: W
     stagedS: `array<f16, ${cols * ss}>`,
     stagedT: `array<f16, ${cols * ts}>`,
     ...(by === 'kv' ? { lses: `array<f32, ${cols}>`, deltas: `array<f32, ${cols}>` } : {}),
-    ...(poison === null ? {} : { poison: 'atomic<u32>' }),
   });
   const [scores, second] = ['w.scores', apart ? 'w.second' : 'w.scores'];
   const [shares, slopes] = ['w.shares', both ? 'w.slopes' : 'w.shares'];
@@ -277,10 +275,12 @@ function emit(problem: Problem, t: BackwardMatrixConfig, by: 'q' | 'kv', want: W
     copyRows(t, 'tr', loadColT, cols, Dv, staged.t, ts),
   ];
   const all = (line: (copy: (typeof copies)[number]) => string): string => copies.map(line).join('\n');
-  // Columns that are queries bring their lse and delta along.
+  // Columns that are queries bring their lse and delta along, past the last query its own: no position there attends.
+  const rowStats = m.storage('rows', 'array<vec2<f32>>');
+  const query = `min(next * ${cols}u + min(tid, ${cols - 1}u), lenQ - 1u)`;
   const statistics = {
     declare: by === 'kv' ? `var stat: vec2<f32>;` : '',
-    fetch: by === 'kv' ? `stat = row_at(i32(next * ${cols}u + min(tid, ${cols - 1}u)));` : '',
+    fetch: by === 'kv' ? `stat = ${rowStats}[lseBase + ${query} * ${m.param('lse_s')}];` : '',
     put:
       by === 'kv'
         ? `if (tid < ${cols}u) {\nlet at = min(tid, ${cols - 1}u);\nw.lses[at] = stat.x;\nw.deltas[at] = stat.y;\n}`
@@ -343,7 +343,7 @@ ${take(scores, 's')}
 ${take(second, 't')}`;
   const work = `${products}
 ${by === 'kv' ? columnStatistics : ''}
-${scoreGradients(m, problem, columns, lanes, want, row)}
+${scoreGradients(m, problem, columns, lanes, want, row, true)}
 ${want.p ? unroll2(turnsOf(t), quads, (i, j) => putShare(t, shares, i, j, `s_${i}_${j}`)) : ''}
 ${want.ds ? unroll2(turnsOf(t), quads, (i, j) => putShare(t, slopes, i, j, `t_${i}_${j}`)) : ''}`;
   const weigh = (sum: string, blocks: number, from: string, staged: string, stride: number): string =>
@@ -353,9 +353,8 @@ ${want.ds ? unroll2(turnsOf(t), quads, (i, j) => putShare(t, slopes, i, j, `t_${
       (i, k) => load(t, 'left', 'row', from, shareAt(t, i, k), ps),
       (k, n) => load(t, 'right', 'row', staged, `${k * edge * stride + n * edge}u`, stride),
     );
-  const fast = `${want.p ? weigh('dv', Dv / edge, shares, staged.t, ts) : ''}
+  const sum = `${want.p ? weigh('dv', Dv / edge, shares, staged.t, ts) : ''}
 ${want.ds ? weigh('ds', D / edge, slopes, staged.s, ss) : ''}`;
-  const careful = poison === null ? '' : visitSums(t, 'ds', D / edge, carefulQuad(t, slopes, staged.s, D), true);
 
   const steps = stepsOf(m, problem, by, {
     b: 'b',
@@ -363,7 +362,8 @@ ${want.ds ? weigh('ds', D / edge, slopes, staged.s, ss) : ''}`;
     row: `first / ${rows}u`,
     blocks: `(${by === 'q' ? 'lenK' : 'lenQ'} + ${cols - 1}u) / ${cols}u`,
   });
-  const raise = poison === null ? '' : `if (nextPartial && ${nonFinite(copies[0])}) { atomicStore(&${poison}, 1u); }`;
+  // A row that attends a key of NaN has an lse of NaN, so nothing is lost with the key's own.
+  const finite = by === 'q' && problem.mask !== null ? tame(copies[0], null) : '';
   const walk = `${all((c) => c.declare)}
 ${statistics.declare}
 ${fetch}
@@ -371,14 +371,14 @@ for (;;) {
 let ${by === 'q' ? 'k0' : 'q0'} = next * ${cols}u;
 let partial = nextPartial;
 workgroupBarrier(); // the staged rows' last readers are done
+${finite}
 ${put}
-${raise}
 ${steps.advance}
 ${fetch}
 workgroupBarrier(); // the staged rows are visible
 ${work}
 workgroupBarrier(); // probabilities and score gradients are visible
-${poison === null ? fast : `var hurt = false;\nif (partial) { hurt = workgroupUniformLoad(&${poison}) != 0u; }\nif (hurt) {\n${careful}\n} else {\n${fast}\n}`}
+${sum}
 if (!more) { break; }
 }`;
   const results = sums

@@ -22,7 +22,6 @@ import {
 } from './kernel.ts';
 import {
   acrossRow,
-  carefulQuad,
   colsOf,
   copyRows,
   declareHalves,
@@ -33,7 +32,7 @@ import {
   halfStride,
   load,
   type MatrixTile,
-  nonFinite,
+  oddHalves,
   padded,
   placeOf,
   product,
@@ -47,6 +46,7 @@ import {
   shareAt,
   stepsOf,
   store,
+  tame,
   threadsOf,
   turnsOf,
   visitSums,
@@ -156,6 +156,28 @@ function configsOf(problem: Problem, caps: WebGpuCaps): MatrixConfig[] {
     .filter((c) => divides(c) && threadsOf(c) <= caps.invocations && bytesOf(problem, c) <= caps.workgroupMemory);
 }
 
+/**
+ * Declares `strays(q, quad)`: what the infinities and NaN of V, which products see as finite numbers, add to four elements of the
+ * output: the sum of those that the query attends. Only called where there are any.
+ */
+const declareStrays = (m: ModuleBuilder, loadV: string): string =>
+  m.fn(
+    'strays',
+    `fn strays(q: i32, quad: u32) -> vec4<f32> {
+  var sum = vec4<f32>(0.0);
+  for (var kv = 0; kv < atLenK; kv++) {
+    let eight = ${loadV}(u32(kv), quad / 2u);
+    let four = select(eight.xy, eight.zw, quad % 2u == 1u);
+    ${oddHalves('four', 'vec2<u32>', 'odd')}
+    if (any(odd != vec2<u32>(0u)) && mask1(0.0, atB, atH, min(q, atLenQ - 1), kv, atLenQ, atLenK)) {
+      let kept = four & ((odd >> vec2<u32>(15u)) * 0xffffu);
+      sum += vec4<f32>(vec4<f16>(bitcast<vec2<f16>>(kept.x), bitcast<vec2<f16>>(kept.y)));
+    }
+  }
+  return sum;
+}`,
+  );
+
 function emit(problem: Problem, t: MatrixConfig): Shader {
   const m = new ModuleBuilder();
   const { edge, rowBlocks, colBlocks, turns } = t;
@@ -172,22 +194,22 @@ function emit(problem: Problem, t: MatrixConfig): Shader {
   for (const extension of ['f16', 'subgroups', 'chromium_experimental_subgroup_matrix']) m.enable(extension);
   declareScores(m, problem, 'kv', false);
   const loads = {
-    q: declareHalves(m, problem, Q, 'u32(atLenQ)'),
-    k: declareHalves(m, problem, K, 'u32(atLenK)'),
-    v: declareHalves(m, problem, V, 'u32(atLenK)'),
+    q: declareHalves(m, problem, Q, 'u32(atLenQ)', D),
+    k: declareHalves(m, problem, K, 'u32(atLenK)', D),
+    v: declareHalves(m, problem, V, 'u32(atLenK)', Dv),
   };
   const storeOut = declareStore(m, problem, OUT, 'u32(atLenQ)');
   const lse = m.storage('lse', 'array<f32>', 'read_write');
+  const strays = problem.mask === null ? null : declareStrays(m, loads.v);
   declareMemory(m, {
     scores: `array<f32, ${rows * scoreStride(t)}>`,
     shares: `array<f16, ${rows * halfStride(cols)}>`,
     keys: `array<f16, ${cols * (turns ? Math.max(ks, vs) : ks)}>`,
     ...(turns ? {} : { values: `array<f16, ${cols * vs}>` }),
     grown: 'atomic<u32>',
-    ...(problem.mask === null ? {} : { poison: 'atomic<u32>' }),
+    ...(strays === null ? {} : { stray: 'atomic<u32>' }),
   });
   const [keys, values] = ['w.keys', turns ? 'w.keys' : 'w.values'];
-  const poison = problem.mask === null ? null : 'w.poison';
 
   const copyK = copyRows(t, 'kr', loads.k, cols, D, keys, ks);
   const copyV = copyRows(t, 'vr', loads.v, cols, Dv, values, vs);
@@ -207,11 +229,10 @@ ${unroll2(rowBlocks, colBlocks, (i, j) => store('w.scores', scoreAt(t, i, j), `s
   const kv = (j: number): string => `i32(k0 + ${quadColumn(t, j)})`;
   const keep = (condition: (i: number, j: number) => string): string =>
     eachQuad((i, j) => `${x(i, j)} = select(vec4<f32>(${MASKED}), ${x(i, j)}, ${condition(i, j)});`);
-  const inside = keep((i, j) => `inside4(${q(i)}, ${kv(j)})`);
-  const doubtful =
-    problem.mask === null
-      ? `if (k0 + ${cols}u > lenK) {\n${inside}\n}`
-      : `if (partial) {\n${keep((i, j) => attends(problem, q(i), kv(j)))}\n} else if (k0 + ${cols}u > lenK) {\n${inside}\n}`;
+  // One condition for masks and ragged ends: each branch in the way of scores costs more than what it spares.
+  const doubtful = `if (${problem.mask === null ? '' : 'partial || '}k0 + ${cols}u > lenK) {
+${keep((i, j) => attends(problem, q(i), kv(j)))}
+}`;
   const largest = (i: number): string =>
     Array.from({ length: quads }, (_, j) => x(i, j)).reduce((a, b) => `max(${a}, ${b})`);
   const maxima = eachRow(
@@ -240,20 +261,12 @@ if (${anyGrew}) { atomicMax(&w.grown, step); }
 ${shares}`;
 
   const rescale = visitSums(t, 'o', outBlocks, (i, x) => `${x} *= factor_${i};`, true);
-  const careful = visitSums(t, 'o', outBlocks, carefulQuad(t, 'w.shares', values, Dv), true);
   const weigh = product(
     { rows: rowBlocks, cols: outBlocks, depth: colBlocks },
     'o',
     (i, k) => load(t, 'left', 'row', 'w.shares', shareAt(t, i, k), halfStride(cols)),
     (k, n) => load(t, 'right', 'row', values, `${k * edge * vs + n * edge}u`, vs),
   );
-  const raisePoison =
-    poison === null
-      ? ''
-      : `if (partial) {
-let odd = ${nonFinite(copyV)};
-if (odd) { atomicStore(&${poison}, 1u); }
-}`;
   const steps = stepsOf(m, problem, 'q', {
     b: 'b',
     h: 'h',
@@ -262,6 +275,7 @@ if (odd) { atomicStore(&${poison}, 1u); }
   });
   const walk = `var block = next;
 var partial = nextPartial;
+${strays === null ? '' : 'var seen = 0u;'}
 ${copyK.declare}
 ${copyV.declare}
 ${copyK.fetch(`next * ${cols}u`)}
@@ -275,9 +289,9 @@ for (var step = 1u; ; step++) {
 let k0 = block * ${cols}u;
 ${scores}
 workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
+${strays === null ? '' : tame(copyV, 'seen')}
 ${copyV.put}
 ${turns ? '' : copyK.put}
-${raisePoison}
 ${softmax}
 let last = !more;
 let following = next;
@@ -289,7 +303,7 @@ let rescaling = workgroupUniformLoad(&w.grown) == step;
 if (rescaling && step > 1u) {
 ${rescale}
 }
-${poison === null ? weigh : `var hurt = false;\nif (partial) { hurt = workgroupUniformLoad(&${poison}) != 0u; }\nif (hurt) {\n${careful}\n} else {\n${weigh}\n}`}
+${weigh}
 if (last) { break; }
 ${
   turns
@@ -302,7 +316,8 @@ workgroupBarrier(); // the keys are visible`
 }
 block = following;
 partial = followingPartial;
-}`;
+}
+${strays === null ? '' : 'if (seen != 0u) { atomicStore(&w.stray, 1u); }'}`;
 
   const sink = problem.sink ? m.storage('sink', 'array<f32>') : '';
   const finish = eachRow(
@@ -325,6 +340,13 @@ if (part == 0u && q0 + own_${i} < lenQ) {
 ${lse}[b * ${m.param('lse_b')} + h * ${m.param('lse_h')} + (qStart + q0 + own_${i}) * ${m.param('lse_s')}] = select(${m.param('negInf', 'f32')}, (m_${i} + log2(l_${i})) * ${LN2}, attended_${i});
 }`,
   );
+  const result = (i: number, x: string, column: string): string => {
+    const quad = `(${column}) / 4u`;
+    const add =
+      strays === null ? '' : `if (atomicLoad(&w.stray) != 0u) { ${x} += ${strays}(i32(q0 + own_${i}), ${quad}); }\n`;
+    const share = `select(vec4<f32>(0.0), ${x} * share_${i}, attended_${i})`;
+    return `${add}${storeOut}(q0 + own_${i}, ${quad}, ${share});`;
+  };
   const body = `${headOf(m, problem, 'q')}
 let q0 = (groups.y - 1u - group.y) * ${rows}u;
 if (q0 >= lenQ) { return; }
@@ -340,6 +362,6 @@ ${walk}
 }
 ${finish}
 workgroupBarrier(); // the scores' place is free
-${visitSums(t, 'o', outBlocks, (i, x, column) => `${storeOut}(q0 + own_${i}, (${column}) / 4u, select(vec4<f32>(0.0), ${x} * share_${i}, attended_${i}));`, false)}`;
+${visitSums(t, 'o', outBlocks, result, false)}`;
   return m.build({ name: 'forward-matrix', threads: threadsOf(t), subgroups: true, body });
 }

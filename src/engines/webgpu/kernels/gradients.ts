@@ -68,7 +68,8 @@ export interface Wanted {
 
 /**
  * Turns `s_<i>_<v>` = q.k and `t_<i>_<v>` = dO.v into probabilities and score gradients. `partial` (bool code) and raggedness
- * decide whether positions have to be looked at one by one; what does not attend becomes exactly 0, whatever NaN it met.
+ * decide whether positions have to be looked at one by one, both in one condition with `oneBranch`; what does not attend becomes
+ * exactly 0, whatever NaN it met.
  */
 export function scoreGradients(
   m: ModuleBuilder,
@@ -77,6 +78,7 @@ export function scoreGradients(
   t: Owned,
   want: Wanted,
   row = rowsOwned(t),
+  oneBranch = false,
 ): string {
   const vs = colQuads(t);
   const { mod, dropout, mask } = problem;
@@ -97,10 +99,13 @@ export function scoreGradients(
   });
   const ragged = columns === 'kv' ? `k0 + ${t.cols}u > lenK` : `q0 + ${t.cols}u > lenQ`;
   const inside = keep((i, v) => `inside4(${q(i, v)}, ${kv(i, v)})`);
+  const attending = keep((i, v) => attends(problem, q(i, v), kv(i, v)));
   const doubtful =
     mask === null
       ? `if (${ragged}) {\n${inside}\n}`
-      : `if (partial) {\n${keep((i, v) => attends(problem, q(i, v), kv(i, v)))}\n} else if (${ragged}) {\n${inside}\n}`;
+      : oneBranch
+        ? `if (partial || ${ragged}) {\n${attending}\n}`
+        : `if (partial) {\n${attending}\n} else if (${ragged}) {\n${inside}\n}`;
   const gradients = each((i, v) => {
     const z = dropout === null ? '' : `let z = ${dropFactors(columns, q(i, v), kv(i, v))};`;
     const dp = dropout === null ? `t_${i}_${v}` : `t_${i}_${v} * z`;

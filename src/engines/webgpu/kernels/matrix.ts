@@ -195,56 +195,49 @@ ${back ? `${unroll2(rowBlocks, here, (i, j) => `${sum(i, j)} = ${load(t, RESULT,
   });
 }
 
-/**
- * Code for one quad of a product of f16 probabilities with staged rows, added to the vec4 `x` by a lane: positions without a
- * share are skipped, because a masked one may hide NaN, which a matrix product would let through as 0 * NaN.
- */
-export function carefulQuad(
-  t: MatrixTile,
-  shares: string,
-  staged: string,
-  width: number,
-): (i: number, x: string, column: string) => string {
-  const stride = halfStride(width);
-  return (i, x, column) => `for (var j = 0u; j < ${colsOf(t)}u; j++) {
-let p = f32(${shares}[own_${i} * ${halfStride(colsOf(t))}u + j]);
-let at = j * ${stride}u + min(${column}, ${width - 4}u);
-if (p != 0.0) { ${x} = fma(vec4<f32>(p), vec4<f32>(${[0, 1, 2, 3].map((e) => `f32(${staged}[at + ${e}u])`).join(', ')}), ${x}); }
-}`;
-}
-
-/** Whether the invocation holds an f16 that is infinite or NaN among the vectors of a copy: all ones in the exponent. */
-export function nonFinite(copy: Copy): string {
-  const odd = copy.registers.map(
-    (x) => `(((${x} & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u))`,
-  );
-  return `any((${odd.join(' | ')}) != vec4<u32>(0u))`;
-}
+/** The exponent bits of the f16 in words `x` (u32 vectors) that are infinite or NaN become 8000 in each half `to`, all others 0. */
+export const oddHalves = (x: string, type: string, to: string): string =>
+  `let ${to} = ((${x} & ${type}(0x7fff7fffu)) + ${type}(0x04000400u)) & ${type}(0x80008000u);`;
 
 /**
- * Declares `ld8_<name>(row, part) -> vec4<u32>`: the f16 elements 8 part .. 8 part + 7 of a row as they are stored, zero past
- * the row's width and for rows at or past `limit` (u32 code, at least 1 when called).
+ * Makes what a copy fetched finite, because a product of matrices lets NaN of a masked row through as 0 * NaN: an exponent of all ones
+ * loses its last bit, so that infinity becomes 2^15. `seen` (u32, when somebody wants to know) is no longer 0 if there was any.
  */
-export function declareHalves(m: ModuleBuilder, problem: Problem, t: RowTensor, limit: string): string {
+export const tame = (copy: Copy, seen: string | null): string =>
+  copy.registers
+    .map(
+      (x) => `{
+${oddHalves(x, 'vec4<u32>', 'odd')}
+${x} &= ~(odd >> vec4<u32>(5u));
+${seen === null ? '' : `${seen} |= (odd.x | odd.y) | (odd.z | odd.w);`}
+}`,
+    )
+    .join('\n');
+
+/**
+ * Declares `ld8_<name>(row, part) -> vec4<u32>`: the f16 elements 8 part .. 8 part + 7 of a row as they are stored, zeros between the
+ * row's width and `width`. Rows at or past `limit` (u32 code, at least 1 when called) are the last row again: nobody uses what
+ * becomes of them. Whatever is done to a value here waits for it, however late it is put to use; so nothing is, where that is possible.
+ */
+export function declareHalves(m: ModuleBuilder, problem: Problem, t: RowTensor, limit: string, width: number): string {
   const vector = aligned(problem, t.family, 8);
-  const width = widthOf(problem, t.family);
+  const own = widthOf(problem, t.family);
   const buffer = m.storage(t.name, vector ? 'array<vec4<u32>>' : 'array<f16>');
-  const parts = ceilDiv(width, 8);
+  const parts = ceilDiv(own, 8);
+  const filled = parts * 8 < width;
   const name = `ld8_${t.name}`;
-  const half = (i: number): string => `select(0.0h, ${buffer}[at + ${i}u], part * 8u + ${i}u < ${width}u)`;
+  const half = (i: number): string => `select(0.0h, ${buffer}[at + ${i}u], part * 8u + ${i}u < ${own}u)`;
   const word = (i: number): string => `bitcast<u32>(vec2<f16>(${half(2 * i)}, ${half(2 * i + 1)}))`;
   const value = vector
     ? `${buffer}[(at >> 3u) + part]`
     : `vec4<u32>(${[0, 1, 2, 3].map((i) => `\n    ${word(i)}`).join(',')})`;
-  // Clamped rather than branched around, so that loads are under way together.
   return m.fn(
     name,
     `fn ${name}(row_: u32, part_: u32) -> vec4<u32> {
-  let inside = row_ < ${limit} && part_ < ${parts}u;
   let row = min(row_, ${limit} - 1u);
-  let part = min(part_, ${parts - 1}u);
+  let part = ${filled ? `min(part_, ${parts - 1}u)` : 'part_'};
   let at = ${rowAddress(m, problem, t)}${vector ? '' : ' + part * 8u'};
-  return select(vec4<u32>(0u), ${value}, inside);
+  return ${filled ? `select(vec4<u32>(0u), ${value}, part_ < ${parts}u)` : value};
 }`,
   );
 }
