@@ -218,8 +218,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var seen = 0u;
     var kr_0: vec4<u32>;
     var vr_0: vec4<u32>;
-    kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
-    vr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    kr_0 = ld8_k(block * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    vr_0 = ld8_v(block * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
     workgroupBarrier(); // Q's last readers are done
     if (tid < 32u) {
       let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
@@ -247,143 +247,174 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         nextPartial = tables[runAt + 2u] != 0;
       }
     }
-    kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    var following = next;
+    var followingPartial = nextPartial;
+    var last = !more;
+    kr_0 = ld8_k(following * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+    next++;
+    if (next >= runEnd) {
+      run++;
+      more = run < lastRun;
+      if (more) {
+        let runAt = P.qRunsAt + 3u * run;
+        next = u32(tables[runAt]);
+        runEnd = u32(tables[runAt + 1u]);
+        nextPartial = tables[runAt + 2u] != 0;
+      }
+    }
     workgroupBarrier(); // the first keys are visible
     for (var step = 1u; ; step++) {
-      let k0 = block * 16u;
-      var s_0_0 = subgroup_matrix_result<f32, 16, 16>();
-      var s_1_0 = subgroup_matrix_result<f32, 16, 16>();
-      {
-        let a_0 = q_0_0;
-        let a_1 = q_1_0;
-        let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&w.keys, 0u, 24u);
-        s_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, s_0_0);
-        s_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, s_1_0);
-      }
-      subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, s_0_0, 24u);
-      subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, s_1_0, 24u);
-      workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
-      {
-        let odd = ((vr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u);
-        vr_0 &= ~(odd >> vec4<u32>(5u));
-        seen |= (odd.x | odd.y) | (odd.z | odd.w);
-      }
-      if (tid < 32u) {
-        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
-        let h_0 = bitcast<vec2<f16>>(vr_0[0]);
-        w.values[at + 0u] = h_0.x;
-        w.values[at + 1u] = h_0.y;
-        let h_1 = bitcast<vec2<f16>>(vr_0[1]);
-        w.values[at + 2u] = h_1.x;
-        w.values[at + 3u] = h_1.y;
-        let h_2 = bitcast<vec2<f16>>(vr_0[2]);
-        w.values[at + 4u] = h_2.x;
-        w.values[at + 5u] = h_2.y;
-        let h_3 = bitcast<vec2<f16>>(vr_0[3]);
-        w.values[at + 6u] = h_3.x;
-        w.values[at + 7u] = h_3.y;
-      }
-      if (tid < 32u) {
-        let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
-        let h_0 = bitcast<vec2<f16>>(kr_0[0]);
-        w.keys[at + 0u] = h_0.x;
-        w.keys[at + 1u] = h_0.y;
-        let h_1 = bitcast<vec2<f16>>(kr_0[1]);
-        w.keys[at + 2u] = h_1.x;
-        w.keys[at + 3u] = h_1.y;
-        let h_2 = bitcast<vec2<f16>>(kr_0[2]);
-        w.keys[at + 4u] = h_2.x;
-        w.keys[at + 5u] = h_2.y;
-        let h_3 = bitcast<vec2<f16>>(kr_0[3]);
-        w.keys[at + 6u] = h_3.x;
-        w.keys[at + 7u] = h_3.y;
-      }
-      var x_0_0 = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
-      var x_0_1 = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
-      var x_1_0 = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
-      var x_1_1 = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
-      x_0_0 = x_0_0 * P.scaleLog2;
-      x_0_1 = x_0_1 * P.scaleLog2;
-      x_1_0 = x_1_0 * P.scaleLog2;
-      x_1_1 = x_1_1 * P.scaleLog2;
-      if (partial || k0 + 16u > lenK) {
-        x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, (inside4(i32(q0 + own_0), i32(k0 + part + 0u)) & mask4(i32(q0 + own_0), i32(k0 + part + 0u))));
-        x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, (inside4(i32(q0 + own_0), i32(k0 + part + 8u)) & mask4(i32(q0 + own_0), i32(k0 + part + 8u))));
-        x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, (inside4(i32(q0 + own_1), i32(k0 + part + 0u)) & mask4(i32(q0 + own_1), i32(k0 + part + 0u))));
-        x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, (inside4(i32(q0 + own_1), i32(k0 + part + 8u)) & mask4(i32(q0 + own_1), i32(k0 + part + 8u))));
-      }
-      let w_0 = max(x_0_0, x_0_1);
-      var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
-      n_0 = max(n_0, subgroupShuffleXor(n_0, 1u));
-      let grew_0 = n_0 > m_0 + 8.0;
-      let top_0 = select(m_0, n_0, grew_0);
-      let factor_0 = exp2(m_0 - top_0);
-      m_0 = top_0;
-      l_0 *= factor_0;
-      let w_1 = max(x_1_0, x_1_1);
-      var n_1 = max(max(w_1.x, w_1.y), max(w_1.z, w_1.w));
-      n_1 = max(n_1, subgroupShuffleXor(n_1, 1u));
-      let grew_1 = n_1 > m_1 + 8.0;
-      let top_1 = select(m_1, n_1, grew_1);
-      let factor_1 = exp2(m_1 - top_1);
-      m_1 = top_1;
-      l_1 *= factor_1;
-      if (grew_0 || grew_1) { atomicMax(&w.grown, step); }
-      x_0_0 = exp2(x_0_0 - vec4<f32>(m_0));
-      l_0 += (x_0_0.x + x_0_0.y) + (x_0_0.z + x_0_0.w);
-      {
-        let h = vec4<f16>(x_0_0);
-        w.shares[half_0 + 0u] = h[0];
-        w.shares[half_0 + 1u] = h[1];
-        w.shares[half_0 + 2u] = h[2];
-        w.shares[half_0 + 3u] = h[3];
-      }
-      x_0_1 = exp2(x_0_1 - vec4<f32>(m_0));
-      l_0 += (x_0_1.x + x_0_1.y) + (x_0_1.z + x_0_1.w);
-      {
-        let h = vec4<f16>(x_0_1);
-        w.shares[half_0 + 8u] = h[0];
-        w.shares[half_0 + 9u] = h[1];
-        w.shares[half_0 + 10u] = h[2];
-        w.shares[half_0 + 11u] = h[3];
-      }
-      x_1_0 = exp2(x_1_0 - vec4<f32>(m_1));
-      l_1 += (x_1_0.x + x_1_0.y) + (x_1_0.z + x_1_0.w);
-      {
-        let h = vec4<f16>(x_1_0);
-        w.shares[half_1 + 0u] = h[0];
-        w.shares[half_1 + 1u] = h[1];
-        w.shares[half_1 + 2u] = h[2];
-        w.shares[half_1 + 3u] = h[3];
-      }
-      x_1_1 = exp2(x_1_1 - vec4<f32>(m_1));
-      l_1 += (x_1_1.x + x_1_1.y) + (x_1_1.z + x_1_1.w);
-      {
-        let h = vec4<f16>(x_1_1);
-        w.shares[half_1 + 8u] = h[0];
-        w.shares[half_1 + 9u] = h[1];
-        w.shares[half_1 + 10u] = h[2];
-        w.shares[half_1 + 11u] = h[3];
-      }
-      let last = !more;
-      let following = next;
-      let followingPartial = nextPartial;
-      vr_0 = ld8_v(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
-      next++;
-      if (next >= runEnd) {
-        run++;
-        more = run < lastRun;
-        if (more) {
-          let runAt = P.qRunsAt + 3u * run;
-          next = u32(tables[runAt]);
-          runEnd = u32(tables[runAt + 1u]);
-          nextPartial = tables[runAt + 2u] != 0;
+      var rescaling = false;
+      var factor_0 = 1.0;
+      var factor_1 = 1.0;
+      for (;; step++) {
+        let k0 = block * 16u;
+        var s_0_0 = subgroup_matrix_result<f32, 16, 16>();
+        var s_1_0 = subgroup_matrix_result<f32, 16, 16>();
+        {
+          let a_0 = q_0_0;
+          let a_1 = q_1_0;
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, col_major>(&w.keys, 0u, 24u);
+          s_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, s_0_0);
+          s_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, s_1_0);
+        }
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, s_0_0, 24u);
+        subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, s_1_0, 24u);
+        workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
+        {
+          let odd = ((vr_0 & vec4<u32>(0x7fff7fffu)) + vec4<u32>(0x04000400u)) & vec4<u32>(0x80008000u);
+          vr_0 &= ~(odd >> vec4<u32>(5u));
+          seen |= (odd.x | odd.y) | (odd.z | odd.w);
+        }
+        if (tid < 32u) {
+          let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+          let h_0 = bitcast<vec2<f16>>(vr_0[0]);
+          w.values[at + 0u] = h_0.x;
+          w.values[at + 1u] = h_0.y;
+          let h_1 = bitcast<vec2<f16>>(vr_0[1]);
+          w.values[at + 2u] = h_1.x;
+          w.values[at + 3u] = h_1.y;
+          let h_2 = bitcast<vec2<f16>>(vr_0[2]);
+          w.values[at + 4u] = h_2.x;
+          w.values[at + 5u] = h_2.y;
+          let h_3 = bitcast<vec2<f16>>(vr_0[3]);
+          w.values[at + 6u] = h_3.x;
+          w.values[at + 7u] = h_3.y;
+        }
+        if (tid < 32u) {
+          let at = min(tid, 31u) / 2u * 24u + min(tid, 31u) % 2u * 8u;
+          let h_0 = bitcast<vec2<f16>>(kr_0[0]);
+          w.keys[at + 0u] = h_0.x;
+          w.keys[at + 1u] = h_0.y;
+          let h_1 = bitcast<vec2<f16>>(kr_0[1]);
+          w.keys[at + 2u] = h_1.x;
+          w.keys[at + 3u] = h_1.y;
+          let h_2 = bitcast<vec2<f16>>(kr_0[2]);
+          w.keys[at + 4u] = h_2.x;
+          w.keys[at + 5u] = h_2.y;
+          let h_3 = bitcast<vec2<f16>>(kr_0[3]);
+          w.keys[at + 6u] = h_3.x;
+          w.keys[at + 7u] = h_3.y;
+        }
+        var x_0_0 = vec4<f32>(w.scores[cell_0 + 0u], w.scores[cell_0 + 1u], w.scores[cell_0 + 2u], w.scores[cell_0 + 3u]);
+        var x_0_1 = vec4<f32>(w.scores[cell_0 + 8u], w.scores[cell_0 + 9u], w.scores[cell_0 + 10u], w.scores[cell_0 + 11u]);
+        var x_1_0 = vec4<f32>(w.scores[cell_1 + 0u], w.scores[cell_1 + 1u], w.scores[cell_1 + 2u], w.scores[cell_1 + 3u]);
+        var x_1_1 = vec4<f32>(w.scores[cell_1 + 8u], w.scores[cell_1 + 9u], w.scores[cell_1 + 10u], w.scores[cell_1 + 11u]);
+        x_0_0 = x_0_0 * P.scaleLog2;
+        x_0_1 = x_0_1 * P.scaleLog2;
+        x_1_0 = x_1_0 * P.scaleLog2;
+        x_1_1 = x_1_1 * P.scaleLog2;
+        if (partial || k0 + 16u > lenK) {
+          x_0_0 = select(vec4<f32>(-3.0e38), x_0_0, (inside4(i32(q0 + own_0), i32(k0 + part + 0u)) & mask4(i32(q0 + own_0), i32(k0 + part + 0u))));
+          x_0_1 = select(vec4<f32>(-3.0e38), x_0_1, (inside4(i32(q0 + own_0), i32(k0 + part + 8u)) & mask4(i32(q0 + own_0), i32(k0 + part + 8u))));
+          x_1_0 = select(vec4<f32>(-3.0e38), x_1_0, (inside4(i32(q0 + own_1), i32(k0 + part + 0u)) & mask4(i32(q0 + own_1), i32(k0 + part + 0u))));
+          x_1_1 = select(vec4<f32>(-3.0e38), x_1_1, (inside4(i32(q0 + own_1), i32(k0 + part + 8u)) & mask4(i32(q0 + own_1), i32(k0 + part + 8u))));
+        }
+        let w_0 = max(x_0_0, x_0_1);
+        var n_0 = max(max(w_0.x, w_0.y), max(w_0.z, w_0.w));
+        n_0 = max(n_0, subgroupShuffleXor(n_0, 1u));
+        let grew_0 = n_0 > m_0 + 8.0;
+        let top_0 = select(m_0, n_0, grew_0);
+        factor_0 = exp2(m_0 - top_0);
+        m_0 = top_0;
+        l_0 *= factor_0;
+        let w_1 = max(x_1_0, x_1_1);
+        var n_1 = max(max(w_1.x, w_1.y), max(w_1.z, w_1.w));
+        n_1 = max(n_1, subgroupShuffleXor(n_1, 1u));
+        let grew_1 = n_1 > m_1 + 8.0;
+        let top_1 = select(m_1, n_1, grew_1);
+        factor_1 = exp2(m_1 - top_1);
+        m_1 = top_1;
+        l_1 *= factor_1;
+        if (grew_0 || grew_1) { atomicMax(&w.grown, step); }
+        x_0_0 = exp2(x_0_0 - vec4<f32>(m_0));
+        l_0 += (x_0_0.x + x_0_0.y) + (x_0_0.z + x_0_0.w);
+        {
+          let h = vec4<f16>(x_0_0);
+          w.shares[half_0 + 0u] = h[0];
+          w.shares[half_0 + 1u] = h[1];
+          w.shares[half_0 + 2u] = h[2];
+          w.shares[half_0 + 3u] = h[3];
+        }
+        x_0_1 = exp2(x_0_1 - vec4<f32>(m_0));
+        l_0 += (x_0_1.x + x_0_1.y) + (x_0_1.z + x_0_1.w);
+        {
+          let h = vec4<f16>(x_0_1);
+          w.shares[half_0 + 8u] = h[0];
+          w.shares[half_0 + 9u] = h[1];
+          w.shares[half_0 + 10u] = h[2];
+          w.shares[half_0 + 11u] = h[3];
+        }
+        x_1_0 = exp2(x_1_0 - vec4<f32>(m_1));
+        l_1 += (x_1_0.x + x_1_0.y) + (x_1_0.z + x_1_0.w);
+        {
+          let h = vec4<f16>(x_1_0);
+          w.shares[half_1 + 0u] = h[0];
+          w.shares[half_1 + 1u] = h[1];
+          w.shares[half_1 + 2u] = h[2];
+          w.shares[half_1 + 3u] = h[3];
+        }
+        x_1_1 = exp2(x_1_1 - vec4<f32>(m_1));
+        l_1 += (x_1_1.x + x_1_1.y) + (x_1_1.z + x_1_1.w);
+        {
+          let h = vec4<f16>(x_1_1);
+          w.shares[half_1 + 8u] = h[0];
+          w.shares[half_1 + 9u] = h[1];
+          w.shares[half_1 + 10u] = h[2];
+          w.shares[half_1 + 11u] = h[3];
+        }
+        vr_0 = ld8_v(following * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+        kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
+        // Also the barrier that makes probabilities, keys and values visible.
+        rescaling = workgroupUniformLoad(&w.grown) == step;
+        if (rescaling) { break; }
+        {
+          let a_0 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 0u, 24u);
+          let a_1 = subgroupMatrixLoad<subgroup_matrix_left<f16, 16, 16>, row_major>(&w.shares, sub * 768u + 384u, 24u);
+          let b_0 = subgroupMatrixLoad<subgroup_matrix_right<f16, 16, 16>, row_major>(&w.values, 0u, 24u);
+          o_0_0 = subgroupMatrixMultiplyAccumulate(a_0, b_0, o_0_0);
+          o_1_0 = subgroupMatrixMultiplyAccumulate(a_1, b_0, o_1_0);
+        }
+        if (last) { break; }
+        block = following;
+        partial = followingPartial;
+        following = next;
+        followingPartial = nextPartial;
+        last = !more;
+        next++;
+        if (next >= runEnd) {
+          run++;
+          more = run < lastRun;
+          if (more) {
+            let runAt = P.qRunsAt + 3u * run;
+            next = u32(tables[runAt]);
+            runEnd = u32(tables[runAt + 1u]);
+            nextPartial = tables[runAt + 2u] != 0;
+          }
         }
       }
-      kr_0 = ld8_k(next * 16u + min(tid, 31u) / 2u, min(tid, 31u) % 2u);
-      // Also the barrier that makes probabilities, keys and values visible.
-      let rescaling = workgroupUniformLoad(&w.grown) == step;
-      if (rescaling && step > 1u) {
+      if (!rescaling) { break; }
+      if (step > 1u) {
         subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 0u, o_0_0, 24u);
         subgroupMatrixStore<row_major>(&w.scores, sub * 768u + 384u, o_1_0, 24u);
         workgroupBarrier(); // the sums are visible to the lanes that own their rows
@@ -434,6 +465,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       if (last) { break; }
       block = following;
       partial = followingPartial;
+      following = next;
+      followingPartial = nextPartial;
+      last = !more;
+      next++;
+      if (next >= runEnd) {
+        run++;
+        more = run < lastRun;
+        if (more) {
+          let runAt = P.qRunsAt + 3u * run;
+          next = u32(tables[runAt]);
+          runEnd = u32(tables[runAt + 1u]);
+          nextPartial = tables[runAt + 2u] != 0;
+        }
+      }
     }
     if (seen != 0u) { atomicStore(&w.stray, 1u); }
   }

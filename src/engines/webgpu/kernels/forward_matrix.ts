@@ -241,7 +241,7 @@ var n_${i} = max(max(w_${i}.x, w_${i}.y), max(w_${i}.z, w_${i}.w));
 ${acrossRow(t, `n_${i}`, (a, b) => `max(${a}, ${b})`)}
 let grew_${i} = n_${i} > m_${i} + ${SLACK}.0;
 let top_${i} = select(m_${i}, n_${i}, grew_${i});
-let factor_${i} = exp2(m_${i} - top_${i});
+factor_${i} = exp2(m_${i} - top_${i});
 m_${i} = top_${i};
 l_${i} *= factor_${i};`,
   );
@@ -273,19 +273,43 @@ ${shares}`;
     row: `q0 / ${rows}u`,
     blocks: `(lenK + ${cols - 1}u) / ${cols}u`,
   });
+  // After a block's products: the next one's keys take their place, and `next` is two blocks ahead again.
+  const onward = `if (last) { break; }
+${
+  turns
+    ? `workgroupBarrier(); // the values are done with
+${copyK.put}
+${copyK.fetch(`next * ${cols}u`)}
+workgroupBarrier(); // the keys are visible`
+    : ''
+}
+block = following;
+partial = followingPartial;
+following = next;
+followingPartial = nextPartial;
+last = !more;
+${steps.advance}`;
+  // Blocks that rescale leave the inner loop and come back to it: what lies inside takes registers and places from all blocks.
   const walk = `var block = next;
 var partial = nextPartial;
 ${strays === null ? '' : 'var seen = 0u;'}
 ${copyK.declare}
 ${copyV.declare}
-${copyK.fetch(`next * ${cols}u`)}
-${copyV.fetch(`next * ${cols}u`)}
+${copyK.fetch(`block * ${cols}u`)}
+${copyV.fetch(`block * ${cols}u`)}
 workgroupBarrier(); // Q's last readers are done
 ${copyK.put}
 ${steps.advance}
-${copyK.fetch(`next * ${cols}u`)}
+var following = next;
+var followingPartial = nextPartial;
+var last = !more;
+${copyK.fetch(`following * ${cols}u`)}
+${steps.advance}
 workgroupBarrier(); // the first keys are visible
 for (var step = 1u; ; step++) {
+var rescaling = false;
+${eachRow((i) => `var factor_${i} = 1.0;`)}
+for (;; step++) {
 let k0 = block * ${cols}u;
 ${scores}
 workgroupBarrier(); // the scores are visible to the lanes that own their rows; the keys and the last values are done with
@@ -293,29 +317,20 @@ ${strays === null ? '' : tame(copyV, 'seen')}
 ${copyV.put}
 ${turns ? '' : copyK.put}
 ${softmax}
-let last = !more;
-let following = next;
-let followingPartial = nextPartial;
-${copyV.fetch(`next * ${cols}u`)}
-${turns ? '' : `${steps.advance}\n${copyK.fetch(`next * ${cols}u`)}`}
+${copyV.fetch(`following * ${cols}u`)}
+${turns ? '' : copyK.fetch(`next * ${cols}u`)}
 // Also the barrier that makes probabilities, keys and values visible.
-let rescaling = workgroupUniformLoad(&w.grown) == step;
-if (rescaling && step > 1u) {
+rescaling = workgroupUniformLoad(&w.grown) == step;
+if (rescaling) { break; }
+${weigh}
+${onward}
+}
+if (!rescaling) { break; }
+if (step > 1u) {
 ${rescale}
 }
 ${weigh}
-if (last) { break; }
-${
-  turns
-    ? `workgroupBarrier(); // the values are done with
-${copyK.put}
-${steps.advance}
-${copyK.fetch(`next * ${cols}u`)}
-workgroupBarrier(); // the keys are visible`
-    : ''
-}
-block = following;
-partial = followingPartial;
+${onward}
 }
 ${strays === null ? '' : 'if (seen != 0u) { atomicStore(&w.stray, 1u); }'}`;
 

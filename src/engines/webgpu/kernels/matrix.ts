@@ -195,7 +195,7 @@ ${back ? `${unroll2(rowBlocks, here, (i, j) => `${sum(i, j)} = ${load(t, RESULT,
   });
 }
 
-/** The exponent bits of the f16 in words `x` (u32 vectors) that are infinite or NaN become 8000 in each half `to`, all others 0. */
+/** Declares `to`: the top bit of each f16 in `x` (words of two) that is infinite or NaN, all ones in the exponent. */
 export const oddHalves = (x: string, type: string, to: string): string =>
   `let ${to} = ((${x} & ${type}(0x7fff7fffu)) + ${type}(0x04000400u)) & ${type}(0x80008000u);`;
 
