@@ -273,7 +273,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           w.deltas[at] = stat.y;
         }
         next++;
-        if (next >= runEnd) {
+        while (more && next >= runEnd) {
           run++;
           more = run < lastRun;
           if (more) {

@@ -260,7 +260,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         w.stagedT[at + 7u] = h_3.y;
       }
       next++;
-      if (next >= runEnd) {
+      while (more && next >= runEnd) {
         run++;
         more = run < lastRun;
         if (more) {

@@ -361,6 +361,7 @@ ${want.ds ? weigh('ds', D / edge, slopes, staged.s, ss) : ''}`;
     h: 'h',
     row: `first / ${rows}u`,
     blocks: `(${by === 'q' ? 'lenK' : 'lenQ'} + ${cols - 1}u) / ${cols}u`,
+    loop: true,
   });
   // A row that attends a key of NaN has an lse of NaN, so nothing is lost with the key's own.
   const finite = by === 'q' && problem.mask !== null ? tame(copies[0], null) : '';

@@ -327,12 +327,16 @@ export interface Steps {
   readonly advance: string;
 }
 
-export function stepsOf(
-  m: ModuleBuilder,
-  problem: Problem,
-  by: 'q' | 'kv',
-  at: { readonly b: string; readonly h: string; readonly row: string; readonly blocks: string },
-): Steps {
+export interface Place {
+  readonly b: string;
+  readonly h: string;
+  readonly row: string;
+  readonly blocks: string;
+  /** Writes the way from run to run as a loop: it keeps a driver from unrolling the walk, which pays in some kernels. */
+  readonly loop?: boolean;
+}
+
+export function stepsOf(m: ModuleBuilder, problem: Problem, by: 'q' | 'kv', at: Place): Steps {
   if (problem.mask === null)
     return {
       begin: `let blocks = ${at.blocks};\nvar next = 0u;\nlet nextPartial = false;\nvar more = blocks > 0u;`,
@@ -357,7 +361,7 @@ var nextPartial = false;
 var more = run < lastRun;
 ${enter}`,
     advance: `next++;
-if (next >= runEnd) {
+${at.loop === true ? 'while (more && next >= runEnd)' : 'if (next >= runEnd)'} {
 run++;
 more = run < lastRun;
 ${enter}
