@@ -21,8 +21,9 @@ import { causal } from '../src/mods/library.ts';
 import { planOn } from '../src/plan/choose.ts';
 import { standardCost, tiledBytes } from '../src/problem/cost.ts';
 import type { Problem } from '../src/problem/problem.ts';
-import { Noise, operandsOf, problemOf } from './gpu/setup.ts';
+import { Noise, operandsOf } from './gpu/setup.ts';
 import { type Account, accounts, csvRows } from './gpu/stalls.ts';
+import { problemOf } from './problem.ts';
 
 const [out, ...words] = process.argv.slice(2);
 

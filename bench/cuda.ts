@@ -20,7 +20,8 @@ import { countPairs } from '../src/problem/cost.ts';
 import type { Problem } from '../src/problem/problem.ts';
 import { type Cell, decodeCells, FLEX_CASES, f32Cells, gridCells, modCells, N_MODS } from './gpu/cells.ts';
 import { type Contender, inTurns, Peers, Stopwatch } from './gpu/contenders.ts';
-import { type Made, median, Noise, operandsOf, problemOf, type Shape, serving, stepOf } from './gpu/setup.ts';
+import { type Made, median, Noise, operandsOf, type Shape, serving, stepOf } from './gpu/setup.ts';
+import { problemOf } from './problem.ts';
 
 /** One contender in one cell. */
 export interface GpuRow {

@@ -20,11 +20,12 @@ import { backwardWgmmaFused } from '../src/engines/cuda/kernels/backward_wgmma_f
 import { forwardMma } from '../src/engines/cuda/kernels/forward_mma.ts';
 import { forwardWgmma } from '../src/engines/cuda/kernels/forward_wgmma.ts';
 import { CudaProgram } from '../src/engines/cuda/program.ts';
-import { CONTEXT, type Mask, type Mod, nodesOf } from '../src/mods/expr.ts';
+import type { Mask, Mod } from '../src/mods/expr.ts';
 import { alibi, and, causal, documents, slidingWindow, softcap } from '../src/mods/library.ts';
 import { countPairs } from '../src/problem/cost.ts';
-import { createProblem, type Dropout, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import type { Problem } from '../src/problem/problem.ts';
 import { debugged } from './bounded.ts';
+import { problemOf as denseProblem } from './problem.ts';
 
 const [out, ...words] = process.argv.slice(2);
 const value = (name: string): string | undefined => words.find((w) => w.startsWith(`${name}=`))?.slice(name.length + 1);
@@ -41,7 +42,7 @@ interface Shape {
 }
 
 /** What is timed by name, for `Hq` heads and `N` keys. */
-function kindOf(kind: string, Hq: number, N: number): { mask?: Mask; mod?: Mod; dropout?: Dropout } {
+function kindOf(kind: string, Hq: number, N: number): { mask?: Mask; mod?: Mod; dropout?: number } {
   const slopes = (): Mod =>
     alibi(
       tensor(
@@ -56,7 +57,7 @@ function kindOf(kind: string, Hq: number, N: number): { mask?: Mask; mod?: Mod; 
         [1, N],
       ),
     );
-  const dropout: Dropout = { p: 0.1, seed: [1, 2], offset: 0 };
+  const dropout = 0.1;
   switch (kind) {
     case 'full':
       return {};
@@ -83,36 +84,8 @@ function kindOf(kind: string, Hq: number, N: number): { mask?: Mask; mod?: Mod; 
   }
 }
 
-function problemOf({ B, Hq, Hkv, Sq, Sk, D, kind }: Shape): Problem {
-  const q = stridesOf('bhnd', Hq, Sq, D);
-  const k = stridesOf('bhnd', Hkv, Sk, D);
-  const { mask, mod, dropout = null } = kindOf(kind, Hq, Sk);
-  const built = {
-    mask: mask === undefined ? null : { label: mask.label, expr: mask.build(CONTEXT) },
-    mod: mod === undefined ? null : { label: mod.label, expr: mod.build(CONTEXT) },
-  };
-  const roots = [built.mask, built.mod].flatMap((e) => (e === null ? [] : [e.expr]));
-  const sides = [...new Set(nodesOf(...roots).flatMap((e) => (e.kind === 'load' ? [e.tensor] : [])))];
-  return createProblem({
-    B,
-    Hq,
-    Hkv,
-    Sq,
-    Sk,
-    D,
-    Dv: D,
-    dtype: 'bf16',
-    scale: D ** -0.5,
-    strides: { q, k, v: k, out: q, lse: stridesOf('bhnd', Hq, Sq, 1) },
-    sequences: denseSequences(B, Sq, Sk),
-    uniform: true,
-    kv: { kind: 'strided' },
-    ...built,
-    sides,
-    sink: false,
-    dropout,
-    grads: { q: true, k: true, v: true, sides: sides.map(() => false), sink: false },
-  });
+function problemOf({ kind, ...shape }: Shape): Problem {
+  return denseProblem({ ...shape, ...kindOf(kind, shape.Hq, shape.Sk), grads: true });
 }
 
 const normal = (): number => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());

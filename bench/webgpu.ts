@@ -17,7 +17,8 @@ import { type TileConfig, tile } from '../src/engines/webgpu/kernels/tiles.ts';
 import { causal, slidingWindow } from '../src/mods/library.ts';
 import { choosePlan } from '../src/plan/choose.ts';
 import { flopsOf } from '../src/problem/cost.ts';
-import { type Entrant, entrantOf, median, operandsOf, problemOf, type Shape, timeInTurn } from './webgpu_cases.ts';
+import { problemOf } from './problem.ts';
+import { type Entrant, entrantOf, median, operandsOf, type Shape, timeInTurn } from './webgpu_cases.ts';
 
 const [out, ...words] = process.argv.slice(2);
 const flag = (name: string): boolean => words.some((w) => w === name || w.startsWith(`${name}=`));

@@ -18,16 +18,8 @@ import { open, type WebGpuEngine } from '../src/engines/webgpu/index.ts';
 import { causal, slidingWindow } from '../src/mods/library.ts';
 import { choosePlan } from '../src/plan/choose.ts';
 import { countPairs, flopsOf } from '../src/problem/cost.ts';
-import {
-  type Entrant,
-  entrantOf,
-  median,
-  type Owned,
-  operandsOf,
-  problemOf,
-  type Shape,
-  timeInTurn,
-} from './webgpu_cases.ts';
+import { problemOf } from './problem.ts';
+import { type Entrant, entrantOf, median, type Owned, operandsOf, type Shape, timeInTurn } from './webgpu_cases.ts';
 import { copies } from './webgpu_copies.ts';
 
 const [out, ...words] = process.argv.slice(2);

@@ -1,51 +1,13 @@
-/** What the WebGPU benches share: problems with random operands, and times that mean the device's. */
+/** What the WebGPU benches share: random operands, and times that mean the device's. */
 import { allocate, type FloatDType, toBf16, toF16 } from '../src/core/dtype.ts';
 import { sizeOf } from '../src/core/tensor.ts';
 import type { EngineTensor, Operands, Step } from '../src/engine/contract.ts';
 import type { WebGpuEngine } from '../src/engines/webgpu/index.ts';
-import { CONTEXT, type Mask } from '../src/mods/expr.ts';
-import { createProblem, denseSequences, type Problem, stridesOf } from '../src/problem/problem.ts';
+import type { Problem } from '../src/problem/problem.ts';
+import type { ProblemShape } from './problem.ts';
 
-export interface Shape {
-  readonly B?: number;
-  readonly Hq: number;
-  readonly Hkv?: number;
-  readonly Sq: number;
-  readonly Sk?: number;
-  readonly D: number;
+export interface Shape extends ProblemShape {
   readonly dtype: FloatDType;
-  readonly mask?: Mask | undefined;
-  readonly grads?: boolean;
-}
-
-export function problemOf({ B = 1, Hq, Hkv = Hq, Sq, Sk = Sq, D, dtype, mask, grads = false }: Shape): Problem {
-  return createProblem({
-    B,
-    Hq,
-    Hkv,
-    Sq,
-    Sk,
-    D,
-    Dv: D,
-    dtype,
-    scale: 1 / Math.sqrt(D),
-    strides: {
-      q: stridesOf('bhnd', Hq, Sq, D),
-      k: stridesOf('bhnd', Hkv, Sk, D),
-      v: stridesOf('bhnd', Hkv, Sk, D),
-      out: stridesOf('bhnd', Hq, Sq, D),
-      lse: { b: Hq * Sq, h: Sq, s: 1 },
-    },
-    sequences: denseSequences(B, Sq, Sk),
-    uniform: true,
-    kv: { kind: 'strided' },
-    mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
-    mod: null,
-    sides: [],
-    sink: false,
-    dropout: null,
-    grads: grads ? { q: true, k: true, v: true, sides: [], sink: false } : null,
-  });
 }
 
 const PERIOD = 2 ** 20;

@@ -4,8 +4,9 @@ import type { Pass } from '../../src/engine/contract.ts';
 import type { Mask, Mod } from '../../src/mods/expr.ts';
 import { alibi, and, causal, documents, slidingWindow, softcap } from '../../src/mods/library.ts';
 import { countPairs } from '../../src/problem/cost.ts';
+import { problemOf } from '../problem.ts';
 import type { Ask } from './contenders.ts';
-import { problemOf, type Shape } from './setup.ts';
+import type { Shape } from './setup.ts';
 
 export interface Cell {
   readonly group: 'grid' | 'mods' | 'decode' | 'f32';

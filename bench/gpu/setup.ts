@@ -1,66 +1,15 @@
-/** What the benches of the CUDA engine share: problems from shapes, tensors of noise made on the device, steps by hand. */
+/** What the benches of the CUDA engine share: tensors of noise made on the device, steps by hand, medians. */
 import { toBf16 } from '../../src/core/dtype.ts';
-import { sizeOf, type TensorLike, tensor } from '../../src/core/tensor.ts';
+import { sizeOf, tensor } from '../../src/core/tensor.ts';
 import type { Config, Engine, EngineTensor, Kernel, Operands, Pass, Step } from '../../src/engine/contract.ts';
 import type { CudaEngine } from '../../src/engines/cuda/index.ts';
-import { CONTEXT, type Mask, type Mod, nodesOf } from '../../src/mods/expr.ts';
-import { createProblem, denseSequences, type KvStorage, type Problem, stridesOf } from '../../src/problem/problem.ts';
+import type { Problem } from '../../src/problem/problem.ts';
+import type { ProblemShape } from '../problem.ts';
 
-export interface Shape {
+export interface Shape extends ProblemShape {
   readonly B: number;
-  readonly Hq: number;
-  readonly Hkv?: number;
-  readonly Sq: number;
   readonly Sk: number;
-  readonly D: number;
   readonly dtype?: 'bf16' | 'f32';
-  readonly mask?: Mask | undefined;
-  readonly mod?: Mod | undefined;
-  /** Probability of dropping. */
-  readonly dropout?: number | undefined;
-  readonly grads?: boolean;
-  /** Rows of a page of K and V, in shuffled order; dense when absent. */
-  readonly pageSize?: number | undefined;
-}
-
-export function problemOf(shape: Shape): Problem {
-  const { B, Hq, Hkv = Hq, Sq, Sk, D, dtype = 'bf16', mask, mod, dropout, grads, pageSize } = shape;
-  const built = {
-    mask: mask ? { label: mask.label, expr: mask.build(CONTEXT) } : null,
-    mod: mod ? { label: mod.label, expr: mod.build(CONTEXT) } : null,
-  };
-  const sides = new Set<TensorLike>();
-  for (const named of [built.mask, built.mod])
-    if (named) for (const e of nodesOf(named.expr)) if (e.kind === 'load') sides.add(e.tensor);
-  const q = stridesOf('bhnd', Hq, Sq, D);
-  const k = stridesOf('bhnd', Hkv, pageSize ?? Sk, D);
-  return createProblem({
-    B,
-    Hq,
-    Hkv,
-    Sq,
-    Sk,
-    D,
-    Dv: D,
-    dtype,
-    scale: D ** -0.5,
-    strides: { q, k, v: k, out: q, lse: stridesOf('bhnd', Hq, Sq, 1) },
-    sequences: denseSequences(B, Sq, Sk),
-    uniform: true,
-    kv: pageSize === undefined ? { kind: 'strided' } : pagesOf(B, Sk / pageSize, pageSize),
-    ...built,
-    sides: [...sides],
-    sink: false,
-    dropout: dropout === undefined ? null : { p: dropout, seed: [1, 2], offset: 0 },
-    grads: grads === true ? { q: true, k: true, v: true, sides: [...sides].map(() => false), sink: false } : null,
-  });
-}
-
-/** As many pages as the keys fill, far from their neighbours. */
-function pagesOf(B: number, maxPages: number, pageSize: number): KvStorage {
-  const n = B * maxPages;
-  const step = 7919;
-  return { kind: 'paged', pageSize, maxPages, table: Int32Array.from({ length: n }, (_, i) => (i * step) % n) };
 }
 
 /** Elements copied at a time, from places of the bank that keep rows from repeating each other. */
