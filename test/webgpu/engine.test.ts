@@ -1,6 +1,8 @@
 /** The engine on whatever adapter this machine has: memory, sharing, errors. Numbers are the conformance table's matter. */
 import assert from 'node:assert/strict';
 import test, { type TestContext } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { attentionEncoder } from '../../src/api/encoder.ts';
 import { attentionWithGrads } from '../../src/api/grads.ts';
 import { instantiate } from '../../src/conformance/spec.ts';
@@ -148,8 +150,14 @@ check('an aborted call runs nothing', async (engine) => {
   await assert.rejects(program.run(problem, operands, { signal: AbortSignal.abort(reason) }), reason);
 });
 
-/** What leaks grows with every thousand calls; what the collector of scripts does to the process's memory comes and goes. */
+/** What leaks grows with every thousand calls; what the allocator does to the process's memory comes and goes. */
 const THOUSANDS = 6;
+setFlagsFromString('--expose-gc');
+const collect = runInNewContext('gc') as () => void;
+const residentBytes = (): number => {
+  collect();
+  return process.memoryUsage().rss;
+};
 
 for (const again of [true, false])
   check(
@@ -165,10 +173,10 @@ for (const again of [true, false])
       };
       await calls();
       const held = engine.bytesInUse;
-      let [before, grown] = [process.memoryUsage().rss, Number.POSITIVE_INFINITY];
+      let [before, grown] = [residentBytes(), Number.POSITIVE_INFINITY];
       for (let n = 0; n < THOUSANDS && grown >= 2 ** 21; n++) {
         await calls();
-        const after = process.memoryUsage().rss;
+        const after = residentBytes();
         grown = Math.min(grown, after - before);
         before = after;
       }
