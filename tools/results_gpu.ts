@@ -32,22 +32,40 @@ export function ratesOf(rows: readonly GpuRow[], name: string, pass: Pass): Read
 const mean = (ratios: readonly number[]): string =>
   Math.exp(ratios.reduce((sum, x) => sum + Math.log(x), 0) / ratios.length).toFixed(2);
 
-/** How many times cuDNN's rate all cells of the grid come to. */
-function overall(): string {
+/** How many times a peer's rate we have in every cell of the grid, forward and backward. */
+function ratiosTo(peer: string): number[] {
   const { rows } = readGpu();
-  const ratios = ['forward', 'backward'].flatMap((pass) =>
+  return (['forward', 'backward'] as const).flatMap((pass) =>
     [64, 128, 256].flatMap((d) =>
       [false, true].flatMap((causal) =>
         LENGTHS.flatMap((n) => {
-          const rates = ratesOf(rows, cellName(d, causal, n), pass as Pass);
-          const [own, cudnn] = ['tilewise', 'cudnn'].map((who) => rates.get(who)?.tflops);
-          return own === undefined || cudnn === undefined ? [] : [own / cudnn];
+          const rates = ratesOf(rows, cellName(d, causal, n), pass);
+          const [own, its] = ['tilewise', peer].map((who) => rates.get(who)?.tflops);
+          return own === undefined || its === undefined ? [] : [own / its];
         }),
       ),
     ),
   );
-  const ahead = ratios.filter((x) => x >= 1).length;
-  return `All ${ratios.length} cells, forward and backward: ${mean(ratios)} x cuDNN in the geometric mean, ahead in ${ahead}.`;
+}
+
+const ahead = (ratios: readonly number[]): number => ratios.filter((x) => x >= 1).length;
+
+/** How many times cuDNN's rate all cells of the grid come to. */
+function overall(): string {
+  const ratios = ratiosTo('cudnn');
+  return `All ${ratios.length} cells, forward and backward: ${mean(ratios)} x cuDNN in the geometric mean, ahead in ${ahead(ratios)}.`;
+}
+
+/** The picture in a sentence. */
+function summary(): string {
+  const [cudnn, flash] = ['cudnn', 'fa2'].map(ratiosTo);
+  const { device, commit, date } = readGpu();
+  return [
+    '',
+    `In the geometric mean of ${cudnn.length} cells ${mean(cudnn)} times cuDNN's rate (ahead in ${ahead(cudnn)}) and ${mean(flash)} times FlashAttention-2's (ahead in ${ahead(flash)}).`,
+    `${device}; commit ${commit}; ${date.slice(0, 10)}; medians.`,
+    '',
+  ].join('\n');
 }
 
 /** TFLOP/s, and in brackets how many times the peers'; the line under it says what that comes to. */
@@ -268,6 +286,7 @@ function cycles(): string {
 
 /** Tables by the name in their markers. */
 export const GPU_TABLES: Readonly<Record<string, () => string>> = {
+  'cuda-summary': summary,
   'cuda-forward': () => grid('forward', 'tilewise', LENGTHS),
   'cuda-backward': () => grid('backward', 'tilewise', LENGTHS),
   'cuda-portable-forward': () => grid('forward', 'tilewise portable', [512, 2048, 8192]),
