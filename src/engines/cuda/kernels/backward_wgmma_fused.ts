@@ -15,7 +15,7 @@ import { type BlockRuns, blockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
-import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
+import { makeBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
 import { lseBytes } from './backward_mma.ts';
 import { emitFinish } from './backward_wgmma_finish.ts';
@@ -60,17 +60,23 @@ const programs = (problem: Problem, c: FusedConfig): KernelText[] => [
   ...(problem.grads?.sink === true ? [emitSink(problem)] : []),
 ];
 
+/** What no backward of five products serves, whatever the head size; null for the rest. */
+export function refuseFive(problem: Problem, caps: CudaCaps): string | null {
+  const reason = refuseHopper(problem, caps, ['q', 'k', 'v', 'out']);
+  if (reason !== null) return reason;
+  const { grads } = problem;
+  if (grads?.sides.includes(true) === true) return 'gradients of side tensors';
+  if (grads?.q !== true || !grads.k || !grads.v) return 'gradients of q, k and v are made together';
+  return panelSpec(problem).dense ? null : 'sequences of different lengths';
+}
+
 export const backwardWgmmaFused: CudaKernel<FusedConfig> = {
   name: 'backward_wgmma_fused',
   pass: 'backward',
   refuse(problem, caps) {
-    const reason = refuseHopper(problem, caps, ['q', 'k', 'v', 'out']);
+    const reason = refuseFive(problem, caps);
     if (reason !== null) return reason;
-    const { grads } = problem;
-    if (grads?.sides.includes(true) === true) return 'gradients of side tensors';
-    if (grads?.q !== true || !grads.k || !grads.v) return 'gradients of q, k and v are made together';
     const spec = panelSpec(problem);
-    if (!spec.dense) return 'sequences of different lengths';
     if (spec.padD !== spec.padDv || spec.padD > 128) return 'head sizes other than two alike of up to 128';
     if (ceilDiv(problem.Sq, 64) * ceilDiv(problem.Sk, KEYS) > LONGEST) return 'too long for a table of all its blocks';
     return null;
@@ -113,9 +119,7 @@ export function emitFused(problem: Problem, config: FusedConfig): KernelText {
   asm.stage('barriers');
   const ready = asm.label('ready');
   asm.branch(ready, asm.op('setp.ne.s32', thread, 0));
-  for (const { address, offsets, count } of shared.barriers)
-    for (const offset of offsets) initBarrier(asm, address, offset, count);
-  publishBarriers(asm);
+  makeBarriers(asm, shared.barriers);
   asm.place(ready);
   asm.barrier();
 

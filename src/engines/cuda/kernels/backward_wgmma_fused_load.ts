@@ -31,7 +31,7 @@ import {
   SCRATCH_BYTES,
   SUM,
 } from './backward_wgmma_fused_shared.ts';
-import { resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
+import { aloneOf, resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
 import { panels, STOP } from './forward_wgmma_shared.ts';
 import { take } from './parameters.ts';
 import type { Spec } from './spec.ts';
@@ -69,14 +69,7 @@ export function emitFusedLoads(
   const rowsParity = asm.constant('b32', 1);
   const lane = asm.op('and.b32', inputs.thread, 31);
   const others = asm.op('setp.ne.s32', lane, 0);
-  /** Code of lane 0 alone. */
-  const alone = (body: () => void): void => {
-    const skip = asm.label('lane');
-    asm.branch(skip, others);
-    body();
-    asm.place(skip);
-    asm.emit('bar.warp.sync', '-1');
-  };
+  const alone = aloneOf(asm, others);
   const copy = (
     target: Reg<'b32'>,
     symbol: string,

@@ -8,7 +8,7 @@
  * memory, where the blocks of threads add one after the other.
  */
 import type { Assembler } from '../ptx/assembler.ts';
-import { BARRIER_BYTES } from '../ptx/async.ts';
+import { BARRIER_BYTES, type Barriers } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { PANEL_BYTES } from '../ptx/wgmma.ts';
 import { panels } from './forward_wgmma_shared.ts';
@@ -88,7 +88,7 @@ export interface FusedLayout {
   readonly sumNote: Reg<'b32'>;
   /** A word a key: not zero where its row held NaN or infinity. */
   readonly wild: Reg<'b32'>;
-  readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
+  readonly barriers: readonly Barriers[];
 }
 
 export function layoutOfFused(asm: Assembler, spec: Spec, config: FusedConfig): FusedLayout {

@@ -16,7 +16,7 @@ import type { Operand, Reg } from '../ptx/registers.ts';
 import { cpAsync } from '../ptx/tensor.ts';
 import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import { type Part, type PartLayout, type PartTile, ROWS, STEP } from './backward_wgmma_shared.ts';
-import { resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
+import { aloneOf, resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
 import { panels, STOP } from './forward_wgmma_shared.ts';
 import { take } from './parameters.ts';
 import { baseOf } from './place.ts';
@@ -64,14 +64,7 @@ export function emitPartLoads(
   const atRows = cursorOf(asm, 1, 1);
   const lane = asm.op('and.b32', inputs.thread, 31);
   const others = asm.op('setp.ne.s32', lane, 0);
-  /** Code of lane 0 alone. */
-  const alone = (body: () => void): void => {
-    const skip = asm.label('lane');
-    asm.branch(skip, others);
-    body();
-    asm.place(skip);
-    asm.emit('bar.warp.sync', '-1');
-  };
+  const alone = aloneOf(asm, others);
   const copy = (
     target: Reg<'b32'>,
     map: Reg<'b64'>,

@@ -15,10 +15,10 @@ import { blockRuns } from '../../../problem/ranges.ts';
 import type { Launch } from '../driver/launch.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
-import { initBarrier, publishBarriers, setRegisters, syncCluster } from '../ptx/async.ts';
+import { makeBarriers, setRegisters, syncCluster } from '../ptx/async.ts';
 import { lseBytes } from './backward_mma.ts';
 import { emitFinish } from './backward_wgmma_finish.ts';
-import { LONGEST, MIXED, walkOf } from './backward_wgmma_fused.ts';
+import { LONGEST, MIXED, refuseFive, walkOf } from './backward_wgmma_fused.ts';
 import { emitPairGradients, emitPairQueries } from './backward_wgmma_pair_gradients.ts';
 import { emitPairLoads } from './backward_wgmma_pair_load.ts';
 import { emitPairScores } from './backward_wgmma_pair_scores.ts';
@@ -35,7 +35,7 @@ import {
   TURNS,
 } from './backward_wgmma_pair_shared.ts';
 import { emitTurns } from './backward_wgmma_sums.ts';
-import { panelMap, panelSpec, refuseHopper, sectionOf } from './forward_wgmma.ts';
+import { panelMap, panelSpec, sectionOf } from './forward_wgmma.ts';
 import { fill, take } from './parameters.ts';
 import { DELTA_ROWS, emitDelta, emitSink } from './rows.ts';
 
@@ -50,13 +50,9 @@ export const backwardWgmmaPair: CudaKernel<PairConfig> = {
   name: 'backward_wgmma_pair',
   pass: 'backward',
   refuse(problem, caps) {
-    const reason = refuseHopper(problem, caps, ['q', 'k', 'v', 'out']);
+    const reason = refuseFive(problem, caps);
     if (reason !== null) return reason;
-    const { grads } = problem;
-    if (grads?.sides.includes(true) === true) return 'gradients of side tensors';
-    if (grads?.q !== true || !grads.k || !grads.v) return 'gradients of q, k and v are made together';
     const spec = panelSpec(problem);
-    if (!spec.dense) return 'sequences of different lengths';
     const widest = Math.max(spec.padD, spec.padDv);
     if (widest <= COLUMNS / 2 || widest > COLUMNS) return 'head sizes other than 129 to 256';
     if (problem.mod !== null || problem.dropout !== null) return 'modifiers and dropout';
@@ -107,9 +103,7 @@ export function emitPair(problem: Problem, config: PairConfig): KernelText {
   asm.stage('barriers');
   const ready = asm.label('ready');
   asm.branch(ready, asm.op('setp.ne.s32', thread, 0));
-  for (const { address, offsets, count } of shared.barriers)
-    for (const offset of offsets) initBarrier(asm, address, offset, count);
-  publishBarriers(asm);
+  makeBarriers(asm, shared.barriers);
   asm.place(ready);
   syncCluster(asm);
 

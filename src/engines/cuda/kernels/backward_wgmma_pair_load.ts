@@ -18,6 +18,7 @@ import {
 } from '../ptx/async.ts';
 import type { Operand, Reg } from '../ptx/registers.ts';
 import { PANEL } from '../ptx/wgmma.ts';
+import type { LoadInputs } from './backward_wgmma_fused_load.ts';
 import {
   HALF,
   KEYS_NOTE,
@@ -31,21 +32,15 @@ import {
   ROWS,
   STATS_BYTES,
 } from './backward_wgmma_pair_shared.ts';
-import { resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
+import { aloneOf, resetCounters, slot, tileAt } from './forward_wgmma_load.ts';
 import { STOP } from './forward_wgmma_shared.ts';
 import { take } from './parameters.ts';
 import type { Spec } from './spec.ts';
 
-export interface PairLoadInputs {
-  readonly thread: Reg<'b32'>;
+export interface PairLoadInputs extends LoadInputs {
   /** This block's place in the cluster, and the other's. */
   readonly rank: Reg<'b32'>;
   readonly other: Reg<'b32'>;
-  readonly Sq: Reg<'b32'>;
-  readonly Sk: Reg<'b32'>;
-  readonly Hq: Reg<'b32'>;
-  /** Scratch tiles of a head. */
-  readonly queryTiles: Reg<'b32'>;
 }
 
 /** A whole warp, whose lanes walk together: lane 0 queues the copies. */
@@ -73,14 +68,7 @@ export function emitPairLoads(
   const numberParity = asm.op('selp.b32', 1, 0, leads);
   const others = asm.op('setp.ne.s32', asm.op('and.b32', thread, 31), 0);
   const zero = asm.constant('b32', 0);
-  /** Code of lane 0 alone. */
-  const alone = (body: () => void): void => {
-    const skip = asm.label('lane');
-    asm.branch(skip, others);
-    body();
-    asm.place(skip);
-    asm.emit('bar.warp.sync', '-1');
-  };
+  const alone = aloneOf(asm, others);
   /** Panels of 64 rows, from column `first` on. */
   const copy = (
     target: Reg<'b32'>,

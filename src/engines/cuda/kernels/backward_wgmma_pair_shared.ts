@@ -10,7 +10,7 @@
  * block. dQ' goes from registers to a scratch tile in global memory, where clusters add one after the other.
  */
 import type { Assembler } from '../ptx/assembler.ts';
-import { BARRIER_BYTES } from '../ptx/async.ts';
+import { BARRIER_BYTES, type Barriers } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import { PART_BYTES, SUM, TURN, WRITERS } from './backward_wgmma_sums.ts';
@@ -91,7 +91,7 @@ export interface PairLayout {
   readonly numberEmpty: Reg<'b32'>;
   /** A word a key: not zero where its row held NaN or infinity. */
   readonly wild: Reg<'b32'>;
-  readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
+  readonly barriers: readonly Barriers[];
 }
 
 /** Bytes of lse2 and delta of a step. */

@@ -11,8 +11,7 @@ import {
   BARRIER_BYTES,
   cursorOf,
   fenceAsync,
-  initBarrier,
-  publishBarriers,
+  makeBarriers,
   setRegisters,
   syncNamed,
   waitParity,
@@ -65,9 +64,7 @@ export function emitPart(problem: Problem, part: Part, tile: PartTile): KernelTe
   asm.stage('barriers');
   const ready = asm.label('ready');
   asm.branch(ready, asm.op('setp.ne.s32', thread, 0));
-  for (const { address, offsets, count } of shared.barriers)
-    for (const offset of offsets) initBarrier(asm, address, offset, count);
-  publishBarriers(asm);
+  makeBarriers(asm, shared.barriers);
   asm.place(ready);
   asm.barrier();
 

@@ -7,7 +7,7 @@
  *     kv       K  V       Q  dOut    dK += dS B1, dV += P B2
  */
 import type { Assembler } from '../ptx/assembler.ts';
-import { BARRIER_BYTES } from '../ptx/async.ts';
+import { BARRIER_BYTES, type Barriers } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { PANEL_BYTES } from '../ptx/wgmma.ts';
 import { FOUND_BYTES, panels, SCANNERS } from './forward_wgmma_shared.ts';
@@ -54,7 +54,7 @@ export interface PartLayout {
   readonly scans: boolean;
   readonly scanned: Reg<'b32'>;
   readonly found: Reg<'b32'>;
-  readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
+  readonly barriers: readonly Barriers[];
 }
 
 export function layoutOfPart(asm: Assembler, spec: Spec, part: Part, tile: PartTile): PartLayout {

@@ -17,7 +17,7 @@ import type { Launch } from '../driver/launch.ts';
 import { encodeTensorMap } from '../driver/tensormap.ts';
 import { type CudaCaps, type CudaKernel, l2Of, type RunContext } from '../kernel.ts';
 import { Assembler, type KernelText } from '../ptx/assembler.ts';
-import { initBarrier, publishBarriers, setRegisters } from '../ptx/async.ts';
+import { makeBarriers, setRegisters } from '../ptx/async.ts';
 import { PANEL } from '../ptx/wgmma.ts';
 import { emitCompute } from './forward_wgmma_compute.ts';
 import { emitLoads, emitScan } from './forward_wgmma_load.ts';
@@ -156,9 +156,7 @@ export function emitForwardWgmma(problem: Problem, config: HopperForwardConfig):
   const first = asm.op('setp.eq.s32', thread, 0);
   const ready = asm.label('ready');
   asm.branch(ready, first, { negate: true });
-  for (const { address, offsets, count } of shared.barriers)
-    for (const offset of offsets) initBarrier(asm, address, offset, count);
-  publishBarriers(asm);
+  makeBarriers(asm, shared.barriers);
   asm.place(ready);
   asm.barrier();
 

@@ -70,6 +70,17 @@ export function tileAt(
   return { block, b, h: asm.op('sub.s32', bh, asm.op('mul.lo.s32', b, perBatch)) };
 }
 
+/** Runs code in lane 0 of a warp alone: `others` holds in the lanes that wait for it. */
+export const aloneOf =
+  (asm: Assembler, others: Reg<'pred'>) =>
+  (body: () => void): void => {
+    const skip = asm.label('lane');
+    asm.branch(skip, others);
+    body();
+    asm.place(skip);
+    asm.emit('bar.warp.sync', '-1');
+  };
+
 /** Sets the launch's counters back when every block has stopped: the last one does it. */
 export function resetCounters(asm: Assembler, counter: Reg<'b64'>, grid: Reg<'b32'>): void {
   const stopped = asm.reg('b32');

@@ -1,6 +1,6 @@
 /** What the warpgroups of the Hopper forward share: buffers, barriers, and the notes that travel with each buffer. */
 import type { Assembler } from '../ptx/assembler.ts';
-import { BARRIER_BYTES } from '../ptx/async.ts';
+import { BARRIER_BYTES, type Barriers } from '../ptx/async.ts';
 import type { Reg } from '../ptx/registers.ts';
 import { PANEL, PANEL_BYTES } from '../ptx/wgmma.ts';
 import type { HopperForwardConfig } from './forward_wgmma.ts';
@@ -45,7 +45,7 @@ export interface SharedLayout {
   readonly scanned: Reg<'b32'>;
   /** By buffer, a word for each scanner: not zero when it found and cleared something. */
   readonly found: Reg<'b32'>;
-  readonly barriers: readonly { address: Reg<'b32'>; offsets: readonly number[]; count: number }[];
+  readonly barriers: readonly Barriers[];
 }
 
 export const FOUND_BYTES = 16;

@@ -22,6 +22,21 @@ export function publishBarriers(asm: Assembler): void {
   fenceAsync(asm);
 }
 
+/** Barriers alike, at offsets from one address. */
+export interface Barriers {
+  readonly address: Reg<'b32'>;
+  readonly offsets: readonly number[];
+  /** Arrivals that complete a phase. */
+  readonly count: number;
+}
+
+/** All barriers of a block, made and visible to the copy engine. One thread does it; the block synchronises afterwards. */
+export function makeBarriers(asm: Assembler, barriers: readonly Barriers[]): void {
+  for (const { address, offsets, count } of barriers)
+    for (const offset of offsets) initBarrier(asm, address, offset, count);
+  publishBarriers(asm);
+}
+
 /** Orders this thread's ordinary accesses to shared memory before those of products and copies that follow. */
 export const fenceAsync = (asm: Assembler): void => asm.emit('fence.proxy.async.shared::cta');
 
