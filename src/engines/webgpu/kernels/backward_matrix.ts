@@ -14,6 +14,7 @@ import { ModuleBuilder, type Shader } from '../wgsl/module.ts';
 import { unroll, unroll2 } from '../wgsl/text.ts';
 import { rowBytes } from './backward.ts';
 import { deltaShader, sinkShader } from './delta.ts';
+import { refuseBuffers } from './gathered.ts';
 import { declareGradients, type Owned, rowStatistics, scoreGradients, setLseBase } from './gradients.ts';
 import { headOf } from './head.ts';
 import {
@@ -44,6 +45,8 @@ import {
   quad,
   quadColumn,
   quadsPerLane,
+  refuseMatrices,
+  refuseTiles,
   rowsAtOnce,
   rowsOf,
   scoreAt,
@@ -100,13 +103,9 @@ export const backwardMatrix: WebGpuKernel<BackwardMatrixConfig> = defineKernel({
     const shared = refuseShared(problem, caps, !sides) ?? refuseSides(problem);
     if (shared !== null) return shared;
     if (problem.kv.kind === 'paged') return 'no gradients of paged keys and values';
-    if (caps.matrix === null) return 'the device has no subgroup matrices of f16 with f32 sums';
-    if (problem.dtype !== 'f16') return `${problem.dtype} storage, matrices are of f16`;
-    const buffers = BUFFERS + problem.sides.length;
-    if (buffers > caps.storageBuffers) return `${buffers} storage buffers, the device binds ${caps.storageBuffers}`;
-    return configsOf(problem, caps).length === 0
-      ? `head sizes ${problem.D} and ${problem.Dv} fit no tile in ${caps.workgroupMemory} bytes of workgroup memory`
-      : null;
+    const unable = refuseMatrices(problem, caps) ?? refuseBuffers(problem, BUFFERS, caps, false);
+    if (unable !== null) return unable;
+    return configsOf(problem, caps).length === 0 ? refuseTiles(problem, caps) : null;
   },
   configs: configsOf,
   cost(problem, c, caps) {

@@ -40,6 +40,8 @@ import {
   quad,
   quadColumn,
   quadsPerLane,
+  refuseMatrices,
+  refuseTiles,
   rowsOf,
   scoreAt,
   scoreStride,
@@ -87,14 +89,9 @@ export const forwardMatrix: WebGpuKernel<MatrixConfig> = defineKernel({
   name: 'forward-matrix',
   pass: 'forward',
   refuse(problem, caps) {
-    const shared = refuseShared(problem, caps, true);
+    const shared = refuseShared(problem, caps, true) ?? refuseMatrices(problem, caps);
     if (shared !== null) return shared;
-    if (caps.matrix === null) return 'the device has no subgroup matrices of f16 with f32 sums';
-    // The range of bf16 does not fit f16, and f32 is more than either holds.
-    if (problem.dtype !== 'f16') return `${problem.dtype} storage, matrices are of f16`;
-    return configsOf(problem, caps).length === 0
-      ? `head sizes ${problem.D} and ${problem.Dv} fit no tile in ${caps.workgroupMemory} bytes of workgroup memory`
-      : null;
+    return configsOf(problem, caps).length === 0 ? refuseTiles(problem, caps) : null;
   },
   configs: configsOf,
   cost(problem, c, caps) {

@@ -13,6 +13,17 @@ import { unroll, unroll2 } from '../wgsl/text.ts';
 import type { WebGpuCaps } from './kernel.ts';
 import { aligned, type RowTensor, rowAddress, widthOf } from './rows.ts';
 
+/** Why no kernel on matrices serves the problem on the device, or null. */
+export function refuseMatrices({ dtype }: Problem, caps: WebGpuCaps): string | null {
+  if (caps.matrix === null) return 'the device has no subgroup matrices of f16 with f32 sums';
+  // The range of bf16 does not fit f16, and f32 is more than either holds.
+  return dtype === 'f16' ? null : `${dtype} storage, matrices are of f16`;
+}
+
+/** Why a kernel whose tiles all need too much is refused. */
+export const refuseTiles = ({ D, Dv }: Problem, { workgroupMemory }: WebGpuCaps): string =>
+  `head sizes ${D} and ${Dv} fit no tile in ${workgroupMemory} bytes of workgroup memory`;
+
 export interface MatrixTile {
   /** Edge of a matrix. */
   readonly edge: number;
